@@ -1,0 +1,215 @@
+"""The verbs: what the daemon asks of its sources, sinks, formats and detectors.
+
+Adapters satisfy these without inheriting. Every MUST is checked by the contract suites in tests/contract.
+Constructors MUST NOT do I/O or start threads: `async with` begins and ends everything.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from monitor.types import Batch, Event, Message, Sample, Scores
+
+
+class Options(BaseModel):
+    """A component's configuration, its validation and its reference page. Lives in a light file (no torch, no client).
+
+    `implementation` names the class ("package.module:Class") that is imported only when it runs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    implementation: ClassVar[str]
+
+    def secret(self, name: str) -> str | None:
+        """The secret `name`: from `<name>_file`, else the value that came from the environment, else None.
+
+        Raises OSError where the file cannot be read.
+        """
+        file: Path | None = getattr(self, f"{name}_file", None)
+        if file is not None:
+            return file.read_text().strip()
+        value: SecretStr | None = getattr(self, name)
+        return value.get_secret_value() if value is not None else None
+
+
+class SourceOptions(Options):
+    """What every source takes."""
+
+    sender: ClassVar[str]
+
+    max_in_flight: int = Field(default=256, ge=1, le=100_000)
+    """Unsettled messages that the source hands out at most; when all are out, it holds."""
+    max_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
+    """Largest payload in bytes; a larger one goes to the dead letter."""
+    max_pixels: int = Field(default=50_000_000, ge=1)
+    """Most pixels that an image may have; checked before it is decoded."""
+    max_seconds: float = Field(default=600.0, gt=0)
+    """Longest sound in seconds; checked before it is decoded."""
+
+
+class SinkOptions(Options):
+    """What every sink takes."""
+
+    receiver: ClassVar[str]
+
+    max_bytes: int = Field(default=1024 * 1024, ge=1024)
+    """Largest record in bytes that this sink sends."""
+
+
+Report = Callable[..., None]
+"""`report(what, **facts)`: counts and logs one happening; `what` MUST be named in monitor/telemetry.py."""
+
+
+class Positions(Protocol):
+    """A lasting record of settled positions, for sources whose other side keeps none (folder, memory). Thread-safe."""
+
+    def settled(self, source: str) -> set[str]: ...
+
+    def settle(self, source: str, positions: Sequence[str]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What the daemon lends to a source or sink: its name in monitor.toml, a way to be heard, a lasting record."""
+
+    name: str
+    report: Report
+    positions: Positions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message and the promise about it, which travels beside it.
+
+    `settle` MUST be called exactly once, from the event loop's thread, in any order among deliveries, only after every
+    effect of the message is safe elsewhere. There is no nack: what is unsettled comes again after a reconnect or restart.
+    """
+
+    message: Message
+    settle: Callable[[], None]
+
+
+class Source(Protocol):
+    """`Implementation(options, context)`.
+
+    Iteration MUST hand out at most `max_in_flight` unsettled deliveries and hold until one is settled; MUST keep the order
+    within a partition; MUST reconnect by itself with back-off and report it, never raise Disconnected out of the iteration.
+    A settled position is committed only when all before it in its partition are settled, at the latest on exit.
+    """
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[Delivery]: ...
+
+    async def stop(self) -> None:
+        """Hand out nothing more and end the iteration; what is out may still be settled, and is committed on exit."""
+        ...
+
+
+class Sink(Protocol):
+    """`Implementation(options, context)`."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    async def send(self, events: Sequence[Event]) -> None:
+        """Return only when the other side has confirmed all of them. The order per key is kept.
+
+        Raises Disconnected when it is away (all may be sent again: ids are the same), Rejected naming the events that it
+        will never take, after all others are confirmed. A too large alert is first sent without its map.
+        """
+        ...
+
+
+class Sender(Protocol):
+    """Of a source's kind, `Implementation(options)`: puts messages where that source reads (`monitor publish`)."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[tuple[str, str]]:
+        """Send payload, key and headers; return topic and position of each when confirmed. Raises Disconnected, Rejected.
+
+        Of a message's own position only the folder kind makes use: as the file's name.
+        """
+        ...
+
+
+class Receiver(Protocol):
+    """Of a sink's kind, `Implementation(options)`: reads what that sink sent (`monitor listen`), from now on."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[Mapping[str, Any]]:
+        """The CloudEvents as JSON objects."""
+        ...
+
+    async def map(self, event: Mapping[str, Any]) -> bytes | None:
+        """The PNG of the event's map, inline or followed by its uri and checked against its sha256; None without one."""
+        ...
+
+
+class Format(Protocol):
+    """One family of payloads; `Implementation()`. MUST check sizes before it decodes, and never unpickle."""
+
+    media_types: frozenset[str]
+
+    def recognises(self, payload: bytes) -> bool:
+        """True when the first bytes are this family's."""
+        ...
+
+    def decode(self, message: Message, limits: SourceOptions) -> Sample:
+        """Raises BadSample, and nothing else, for whatever is in the message. Thread-safe."""
+        ...
+
+
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+"""`progress(phase, step, steps, figures)`, e.g. ("train", 3, 30, {"loss": 0.02}): a bar on a terminal, log lines elsewhere."""
+
+
+class Detector(Protocol):
+    """`Implementation(options)`. Knows no threshold and no broker."""
+
+    modality: ClassVar[str]
+    """"image", "rgbd" or "sound": samples of another modality are refused by the pipeline."""
+
+    def fit(self, training: Sequence[Sample], held_out: Sequence[Sample], folder: Path, *, seed: int, device: str, progress: Progress) -> Mapping[str, Any]:
+        """Learn from normal samples; early stopping and every choice on `held_out` and synthetic defects only.
+
+        Checkpoints in `folder`, and MUST go on from the checkpoint that it finds there, with the same result as if never
+        interrupted. The sequences decode when indexed and may be indexed more than once. Returns what the manifest tells
+        of the training (epochs, losses, choices, options as resolved, seconds). Raises ConfigError for options that cannot work with these samples.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as safetensors, and nothing that is executable."""
+        ...
+
+    def load(self, folder: Path, *, device: str, precision: str) -> None:
+        """Be ready to score: read `folder`, move, fuse and warm up. precision: fp32, bf16, fp16."""
+        ...
+
+    def prepare(self, sample: Sample) -> Any:
+        """What this detector needs of one sample (resized, as the network takes it). Thread-safe, on the CPU.
+
+        Raises BadSample where this sample can never be scored."""
+        ...
+
+    def stack(self, samples: Sequence[Sample], prepared: Sequence[Any]) -> Batch:
+        """Stack and copy to the device; runs in another thread while the batch before is scored."""
+        ...
+
+    def score(self, batch: Batch, *, every: bool = False) -> Scores:
+        """Same length and order as the batch. A sample alone and in any batch MUST score the same within the tolerance."""
+        ...

@@ -1,0 +1,69 @@
+"""Every log event and counter, named in this one file. Normal operation is silent at info.
+
+A happening is counted by name (and by its `cause`, where it has one) and logged with its facts.
+"""
+
+import logging
+import sys
+from collections import Counter
+from threading import Lock
+from typing import Any
+
+import structlog
+
+HAPPENINGS: dict[str, str] = {
+    # name: level. What each means stands beside it.
+    "source_disconnected": "warning",  # a source's broker is away or refuses us; cause says which
+    "source_connected": "info",  # it is back (logged after a loss only)
+    "offsets_gone": "warning",  # retention deleted messages before they were read; `missing` says how many
+    "sink_disconnected": "warning",  # a sink's other side is away; its sources hold
+    "sink_connected": "info",  # it is back (logged after a loss only)
+    "map_dropped": "warning",  # an alert was too large with its map and went without
+    "event_rejected": "error",  # a sink will never take this event; it went to the dead letter
+    "dead_lettered": "warning",  # a message went to the dead letter; cause says why
+    "payload_spilled": "warning",  # a dead letter's payload was beyond its max_bytes and lies in the spill folder
+    "commit_failed": "warning",  # settled positions could not be committed; they come again
+    "partitions_revoked": "info",  # a rebalance took partitions away
+    "partitions_lost": "warning",  # partitions went to another member before we could commit
+    "unsettled_at_revoke": "warning",  # `drain` ended before all was settled; those come again
+}
+
+
+class Telemetry:
+    """Counts and logs happenings. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._lock = Lock()
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("monitor")
+
+    def report(self, what: str, /, **facts: Any) -> None:
+        """Raises KeyError for a happening that is not named above."""
+        level = HAPPENINGS[what]
+        with self._lock:
+            self._counts[what, str(facts.get("cause", ""))] += 1
+        self._log.log(logging.getLevelNamesMapping()[level.upper()], what, **facts)
+
+    def count(self, what: str, cause: str | None = None) -> int:
+        """How often something happened, of one cause or of all."""
+        with self._lock:
+            return sum(n for (name, why), n in self._counts.items() if name == what and cause in (None, why))
+
+
+def configure_logging() -> None:
+    """Structured logs on stderr: JSON when not on a terminal."""
+    human = sys.stderr.isatty()
+    renderer = structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.dev.set_exc_info if human else structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

@@ -1,0 +1,151 @@
+"""The nouns. Each stage makes the next: Message -> Sample -> Batch -> Scores -> Verdict -> Alert (an Event)."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Modality = Literal["image", "rgbd", "sound"]
+EventType = Literal["monitor.alert.v1", "monitor.score.v1", "monitor.dead_letter.v1"]
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What a broker handed over, untouched.
+
+    `position` is unique within source and topic for ever (Kafka: "partition-offset"; folder: the file name).
+    `headers` keep their order and bytes; `timestamp` is the broker's time, `received` our own (epoch seconds).
+    """
+
+    source: str
+    topic: str
+    position: str
+    payload: bytes
+    received: float
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    timestamp: float | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.source}/{self.topic}/{self.position}"
+
+    def header(self, name: str) -> str | None:
+        """The last header of that name (any case) as text, or None; bytes that are not UTF-8 become U+FFFD."""
+        for key, value in reversed(self.headers):
+            if key.lower() == name:
+                return value.decode("utf-8", "replace")
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """One decoded picture, scan or clip.
+
+    image: (H, W, C) uint8 or uint16, C = 1 (grey) or 3 (RGB), never rescaled per image. depth: (H, W) float32.
+    waveform: (channels, T) float32 in [-1, 1] at `rate` Hz. `captured` and `received` are epoch seconds.
+    """
+
+    source: str
+    topic: str
+    position: str
+    stream: str
+    captured: float
+    received: float
+    image: NDArray[np.uint8] | NDArray[np.uint16] | None = None
+    depth: FloatArray | None = None
+    waveform: FloatArray | None = None
+    rate: int | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.source}/{self.topic}/{self.position}"
+
+    @property
+    def modality(self) -> Modality:
+        if self.waveform is not None:
+            return "sound"
+        return "image" if self.depth is None else "rgbd"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Samples with what their detector prepared, stacked (and on its device) by that detector."""
+
+    samples: tuple[Sample, ...]
+    data: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scores:
+    """values: (B,) float32, higher is stranger, raw. maps: per sample (H, W) float32 at the sent size, or None.
+
+    named: score name -> (B,) float32, filled only by `score(batch, every=True)`.
+    """
+
+    values: FloatArray
+    maps: tuple[FloatArray, ...] | None = None
+    named: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelVersion:
+    """A trained model on disk: `id` is UTC-sha8, `manifest` the parsed manifest.json of `folder`."""
+
+    name: str
+    id: str
+    folder: Path
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Verdict:
+    """What one detector says of one sample, by the threshold of the version that scored it."""
+
+    sample: Sample
+    detector: str
+    version: ModelVersion
+    score: float
+    threshold: float
+    scored: float
+    map: FloatArray | None = None
+
+    @property
+    def anomalous(self) -> bool:
+        return self.score > self.threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DeadLetter:
+    """A message that could not be scored, why (a BadReason), and the error in words."""
+
+    message: Message
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Event:
+    """What a sink sends: the attributes of a CloudEvent, whose `data` is JSON-able.
+
+    `source` is "/<site>/<detector>"; `key` is the stream; `time` epoch seconds.
+    `map` is the float32 (H, W) score map of an alert, which each sink encodes as its options say.
+    """
+
+    id: str
+    type: EventType
+    source: str
+    key: str
+    time: float
+    data: Mapping[str, Any]
+    map: FloatArray | None = None
+    dead_letter: DeadLetter | None = None
+
+    def without_map(self) -> "Event":
+        return dataclasses.replace(self, map=None)
