@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from monitor.types import Batch, Event, Message, Sample, Scores
+from monitor.types import Batch, Envelope, Event, Message, Sample, Scores
 
 
 class Options(BaseModel):
@@ -159,17 +159,24 @@ class Receiver(Protocol):
         ...
 
 
+Unwrap = Callable[[Message], Envelope]
+"""What a message says of its payload. Raises BadSample (undecodable, lying_header), and nothing else. Thread-safe."""
+
+
 class Format(Protocol):
-    """One family of payloads; `Implementation()`. MUST check sizes before it decodes, and never unpickle."""
+    """One family of payloads; `Implementation()`. MUST check sizes before it decodes, and never unpickle.
+
+    monitor.decoding chooses the format: by the envelope's content type, else by what the bytes are.
+    """
 
     media_types: frozenset[str]
 
-    def recognises(self, payload: bytes) -> bool:
-        """True when the first bytes are this family's."""
+    def sniff(self, payload: bytes) -> frozenset[str]:
+        """Every media type (in all its spellings) that the first bytes allow; empty when they are not this family's."""
         ...
 
-    def decode(self, message: Message, limits: SourceOptions) -> Sample:
-        """Raises BadSample, and nothing else, for whatever is in the message. Thread-safe."""
+    def decode(self, message: Message, envelope: Envelope, limits: SourceOptions) -> Sample:
+        """The sample in `envelope.payload`, which is of this family. Raises BadSample, and nothing else. Thread-safe."""
         ...
 
 
@@ -183,7 +190,9 @@ class Detector(Protocol):
     modality: ClassVar[str]
     """"image", "rgbd" or "sound": samples of another modality are refused by the pipeline."""
 
-    def fit(self, training: Sequence[Sample], held_out: Sequence[Sample], folder: Path, *, seed: int, device: str, progress: Progress) -> Mapping[str, Any]:
+    def fit(
+        self, training: Sequence[Sample], held_out: Sequence[Sample], folder: Path, *, seed: int, device: str, progress: Progress
+    ) -> Mapping[str, Any]:
         """Learn from normal samples; early stopping and every choice on `held_out` and synthetic defects only.
 
         Checkpoints in `folder`, and MUST go on from the checkpoint that it finds there, with the same result as if never

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from monitor.errors import ConfigError
-from monitor.ports import Format, Options
+from monitor.ports import Format, Options, Unwrap
 
 Group = Literal["sources", "sinks", "dead_letters", "detectors"]
 
@@ -38,3 +38,11 @@ def formats() -> tuple[Format, ...]:
     """Every installed payload format, by name."""
     points = {point.name: point for point in entry_points(group="monitor.formats")}
     return tuple(points[name].load()() for name in sorted(points))
+
+
+@cache
+def unwrap() -> Unwrap:
+    """What reads the headers and the envelope of a message: the one entry point `cloudevents` of monitor.envelopes."""
+    (point,) = entry_points(group="monitor.envelopes", name="cloudevents")
+    loaded: Unwrap = point.load()
+    return loaded

@@ -44,6 +44,19 @@ class Message:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What a message says of its payload: by headers, as a CloudEvent (binary or structured), or by its broker.
+
+    `content_type` is a bare lower-case media type; `captured` is epoch seconds; `payload` the file as the sensor sent it.
+    """
+
+    payload: bytes
+    stream: str
+    captured: float
+    content_type: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
     """One decoded picture, scan or clip.
