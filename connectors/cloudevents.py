@@ -1,0 +1,156 @@
+"""CloudEvents 1.0 in both directions: what a message says of its payload, and events as structured JSON.
+
+Source: github.com/cloudevents/spec, cloudevents/spec.md, formats/json-format.md, bindings/kafka-protocol-binding.md (1.0.2).
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from connectors.maps import Place, describe
+from monitor.errors import BadSample, Rejected
+from monitor.types import Envelope, Event, Message
+
+STRUCTURED = "application/cloudevents+json"
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_EPOCH_MS = re.compile(r"\d{1,15}", re.ASCII)
+_END_OF_TIME = 253_402_300_800.0  # the year 10,000: what datetime and RFC 3339 cannot say any more
+_LONGEST_STREAM = 512
+
+
+def unwrap(message: Message) -> Envelope:
+    """What the message says of its payload, by plain headers, `ce_*` headers (binary mode) or a JSON event (structured mode).
+
+    Stream: header `stream`, else the event's subject, else the key, else the topic. Captured: header `captured`, else the
+    event's time, else the broker's time, else when it was received. A plain header goes before the event's attribute.
+    Raises BadSample: lying_header for facts that cannot be read, undecodable for a structured event that is none.
+    """
+    content_type = media_type(_header(message, "content-type"))
+    payload, subject, time = message.payload, _header(message, "ce_subject"), _header(message, "ce_time")
+    if content_type == STRUCTURED:
+        payload, content_type, subject, time = _structured(message.payload)
+    captured = _header(message, "captured") or time
+    return Envelope(
+        payload=payload,
+        content_type=content_type,
+        stream=_stream(message, _header(message, "stream") or subject),
+        captured=_seconds(captured) if captured else message.timestamp if message.timestamp is not None else message.received,
+    )
+
+
+def media_type(content_type: str | None) -> str | None:
+    """`Image/JPEG; q=1` -> `image/jpeg`; None for nothing."""
+    return (content_type or "").partition(";")[0].strip().lower() or None
+
+
+def _header(message: Message, name: str) -> str | None:
+    """The last header of that name (any case) as text, None when missing. Raises BadSample when it is not UTF-8."""
+    for key, value in reversed(message.headers):
+        if key.lower() == name:
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                raise BadSample("lying_header", f"header {name} is not UTF-8: {value[:40]!r}") from None
+    return None
+
+
+def _stream(message: Message, said: str | None) -> str:
+    stream = said
+    if not stream and message.key:
+        try:
+            stream = message.key.decode()
+        except UnicodeDecodeError:
+            raise BadSample("lying_header", f"the key names the stream, but is not UTF-8: {message.key[:40]!r}") from None
+    stream = stream or message.topic
+    if len(stream) > _LONGEST_STREAM:
+        raise BadSample("lying_header", f"the stream's name has {len(stream)} characters, at most {_LONGEST_STREAM} are taken")
+    return stream
+
+
+def _seconds(text: str) -> float:
+    """RFC 3339 or epoch milliseconds -> epoch seconds."""
+    if _EPOCH_MS.fullmatch(text):
+        seconds = int(text) / 1000
+    elif _RFC_3339.fullmatch(text):
+        try:
+            seconds = datetime.fromisoformat(text.upper()).timestamp()
+        except (ValueError, OverflowError) as error:
+            raise BadSample("lying_header", f"captured {text[:60]!r} is no time: {error}") from None
+    else:
+        raise BadSample("lying_header", f"captured {text[:60]!r} is neither RFC 3339 (with its offset) nor epoch milliseconds")
+    if not 0 <= seconds < _END_OF_TIME:
+        raise BadSample("lying_header", f"captured {text[:60]!r} is before 1970 or after 9999")
+    return seconds
+
+
+def _structured(raw: bytes) -> tuple[bytes, str | None, str | None, str | None]:
+    """payload, content type, subject and time of a structured event."""
+    try:
+        event = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("undecodable", f"says {STRUCTURED}, but is not JSON: {error}") from None
+    if not isinstance(event, dict) or not isinstance(event.get("specversion"), str):
+        raise BadSample("undecodable", f"says {STRUCTURED}, but is no JSON object with a specversion")
+    if not event["specversion"].startswith("1."):
+        raise BadSample("unsupported", f"CloudEvents specversion {event['specversion'][:20]!r}; 1.0 is read")
+    for name in ("datacontenttype", "subject", "time"):
+        if not isinstance(event.get(name), str | None):
+            raise BadSample("undecodable", f"attribute {name} of the CloudEvent is not a string")
+    said = event.get("datacontenttype")
+    return _data(event, said), media_type(said), event.get("subject"), event.get("time")
+
+
+def _data(event: dict[str, Any], content_type: str | None) -> bytes:
+    """Decoded, the data are smaller than the message that holds them, whose size was checked before."""
+    try:
+        if event.get("data_base64") is not None:
+            if not isinstance(event["data_base64"], str):
+                raise BadSample("undecodable", "data_base64 of the CloudEvent is not a string")
+            return base64.b64decode(event["data_base64"], validate=True)
+        data = event.get("data")
+        if data is None:
+            return b""
+        if isinstance(data, str) and content_type is not None and "json" not in content_type:
+            return data.encode()
+        return json.dumps(data).encode()
+    except (binascii.Error, ValueError, RecursionError) as error:
+        raise BadSample("undecodable", f"the data of the CloudEvent cannot be read: {error}") from None
+
+
+def rfc_3339(seconds: float) -> str:
+    """Epoch seconds -> UTC to the microsecond, e.g. 2026-11-22T06:30:00.250000Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def structured(event: Event, **more: Any) -> bytes:
+    """The event as structured JSON, with `more` added to its data. Raises ValueError where data hold NaN or infinity."""
+    attributes = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "subject": event.key,
+        "time": rfc_3339(event.time),
+        "datacontenttype": "application/json",
+        "data": {**event.data, **more},
+    }
+    return json.dumps(attributes, allow_nan=False, separators=(",", ":")).encode()
+
+
+def encode(event: Event, *, max_bytes: int, place: Place | None = None, report: Callable[..., None]) -> bytes:
+    """The event as structured JSON of at most `max_bytes`, its map as `data.map`; without the map if it is too large with it.
+
+    For a worker thread: it compresses the map, and `place` may write or send it. Raises Rejected for an event that is too
+    large even without, and what `place` raises.
+    """
+    record = structured(event, map=describe(event, place) if event.map is not None else None)
+    if len(record) > max_bytes and event.map is not None:
+        report("map_dropped", event=event.id, size=len(record), max_bytes=max_bytes)
+        record = structured(event, map=None)
+    if len(record) > max_bytes:
+        raise Rejected(f"event {event.id} has {len(record)} bytes, this sink sends at most {max_bytes}", [event.id])
+    return record
