@@ -1,0 +1,98 @@
+#!/bin/sh
+# Everything that must hold, on a fresh Debian or Ubuntu with nothing but Python 3.11 or newer:
+#
+#     sh tests/run.sh [PYTEST ARGUMENTS]
+#
+# Makes .venv, gets missing system packages by apt-get when root (else names them and exits 2), checks that torch
+# is the build that was meant, then: ruff, mypy, import-linter, pytest. The second run skips what is installed.
+#
+# PYTHON                 the interpreter to use; else the first of python3, python3.14 ... that is new enough
+# MONITOR_TORCH          cpu or cuda: the torch build that is meant; else cuda where there is an NVIDIA device
+# MONITOR_TEST_REQUIRE   e.g. kafka,data: what must not be missing; elsewhere tests without it are skipped by name
+# MONITOR_TEST_KAFKA     address of a running Kafka; else KAFKA_HOME or ../shared/kafka, started by the tests
+# MONITOR_DATA           folder of the data sets; else ../shared/data
+set -eu
+cd "$(dirname "$0")/.."
+venv=.venv
+stamp=$venv/installed
+
+say() { printf '== %s\n' "$*"; }
+refuse() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 2; }
+
+install_packages() { # Debian packages that are missing
+    [ "$(id -u)" -eq 0 ] || refuse "missing system packages; run: sudo apt-get install $*"
+    command -v apt-get >/dev/null || refuse "missing system packages, and no apt-get here: $*"
+    say "apt-get install $*"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+python=
+for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || refuse "no Python 3.11 or newer; set PYTHON=/path/to/python3.11, or install one"
+
+# Who starts a Kafka of its own needs Java 17 and openssl.
+missing=
+"$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    missing=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+if [ -z "${MONITOR_TEST_KAFKA:-}" ] && { [ -n "${KAFKA_HOME:-}" ] || [ -e ../shared/kafka/broker ]; }; then
+    command -v java >/dev/null || missing="$missing default-jre-headless"
+    command -v openssl >/dev/null || missing="$missing openssl"
+fi
+# shellcheck disable=SC2086 # a list of words
+[ -z "$missing" ] || install_packages $missing
+
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    say "making $venv with $("$python" --version)"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+fi
+meant=$(cat pyproject.toml constraints.txt | cksum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$meant" ]; then
+    say "installing what constraints.txt pins"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+    printf '%s\n' "$meant" >"$stamp"
+fi
+
+"$venv/bin/python" - <<'CHECK'
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+pinned = re.search(r"^torch==(\S+)", Path("constraints.txt").read_text(), re.M)[1]
+built = "cuda" if torch.version.cuda else "cpu"
+meant = os.environ.get("MONITOR_TORCH") or ("cuda" if Path("/dev/nvidia0").exists() else "cpu or cuda")
+gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+print(f"== torch {torch.__version__}, the {built} build; GPU: {gpu}; meant: {pinned}, {meant}")
+wrong = None
+if torch.__version__.split("+")[0] != pinned:
+    wrong = f"torch {torch.__version__} is not the pinned {pinned}: remove .venv and run again"
+elif built not in meant:
+    wrong = f"pip got the {built} build of torch: let it find the other, remove .venv and run again; or say MONITOR_TORCH={built}"
+elif meant == "cuda" and not torch.cuda.is_available():
+    wrong = "torch is built for CUDA but finds no usable GPU: look at the driver; or say MONITOR_TORCH=cpu with a CPU build"
+if wrong:
+    print(f"tests/run.sh: {wrong}", file=sys.stderr)
+    sys.exit(2)
+CHECK
+
+PATH=$PWD/$venv/bin:$PATH
+export PATH
+say "ruff"
+ruff check .
+ruff format --check .
+say "mypy"
+mypy
+say "import-linter"
+lint-imports --no-logo
+say "pytest"
+exec python -m pytest "$@"
