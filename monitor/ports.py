@@ -190,6 +190,11 @@ class Detector(Protocol):
     modality: ClassVar[str]
     """"image", "rgbd" or "sound": samples of another modality are refused by the pipeline."""
 
+    device: str
+    """After load: where it scores, "cpu" or "cuda:0"."""
+    precision: str
+    """After load: in what it scores, "fp32", "bf16" or "fp16"; what "auto" became."""
+
     def fit(
         self, training: Sequence[Sample], held_out: Sequence[Sample], folder: Path, *, seed: int, device: str, progress: Progress
     ) -> Mapping[str, Any]:
@@ -206,7 +211,9 @@ class Detector(Protocol):
         ...
 
     def load(self, folder: Path, *, device: str, precision: str) -> None:
-        """Be ready to score: read `folder`, move, fuse and warm up. precision: fp32, bf16, fp16."""
+        """Be ready to score: read `folder`, move, fuse and warm up. device: auto, cpu, cuda, cuda:1. precision: auto, fp32, bf16, fp16.
+
+        The options that act are those in `folder`. Raises ConfigError for a device or precision that this machine lacks."""
         ...
 
     def prepare(self, sample: Sample) -> Any:
