@@ -1,0 +1,302 @@
+"""monitor.toml (and the environment over it) -> Settings. Every mistake is reported at once, each with its path."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from monitor.errors import ConfigError
+from monitor.ports import Options, SinkOptions, SourceOptions
+from monitor.registry import Group, options_class
+
+PREFIX = "MONITOR__"
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+M = TypeVar("M", bound=BaseModel)
+
+
+class Table(BaseModel):
+    """A table of monitor.toml: frozen, so that a reload can compare; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DaemonSettings(Table):
+    site: str = Field(default="plant", pattern=r"^[A-Za-z0-9._-]+$")
+    """Names the plant in every alert's `source`."""
+    state: Path = Path("var/state.db")
+    """The state database (SQLite); one per daemon."""
+    grace: float = Field(default=25.0, gt=0)
+    """Seconds to drain on SIGTERM."""
+
+
+class StoreSettings(Table):
+    path: Path = Path("var/models")
+    """The folder of trained models."""
+    poll: float = Field(default=5.0, gt=0)
+    """Seconds between looks for a promoted version."""
+
+
+class DetectorSettings(Table):
+    """What the daemon needs to know of a detector; the method's own options stand in `options`."""
+
+    kind: str
+    """The method."""
+    inputs: tuple[str, ...] = Field(min_length=1)
+    """The sources that it reads."""
+    streams: tuple[str, ...] = Field(default=("*",), min_length=1)
+    """Globs of the streams that it scores."""
+    max_batch_size: int = Field(default=16, ge=1, le=4096)
+    """Samples per batch at most."""
+    max_wait: float = Field(default=0.05, ge=0)
+    """Seconds that the first sample of a batch waits for others at most."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto takes the fastest that repeats the model's reference scores."""
+    false_alarm_probability: float = Field(default=0.01, gt=0, lt=1)
+    """Share of normal samples that may be alerted."""
+    options: Options
+    """The method's own options."""
+
+
+class SinkSettings(Table):
+    inputs: tuple[str, ...] | None = None
+    """The detectors whose events it takes; all by default."""
+    events: tuple[Literal["alert", "score"], ...] = Field(default=("alert",), min_length=1)
+    """Which events it takes."""
+    options: SinkOptions
+
+
+class Settings(Table):
+    """A whole, valid monitor.toml, its paths absolute."""
+
+    daemon: DaemonSettings
+    store: StoreSettings
+    sources: Mapping[str, SourceOptions]
+    detectors: Mapping[str, DetectorSettings]
+    sinks: Mapping[str, SinkSettings]
+    dead_letter: SinkOptions
+
+
+def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read and validate. Raises ConfigError with every mistake in the file and in MONITOR__* variables."""
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    reader = _Reader(path.resolve().parent)
+    reader.inline_secrets(tables)
+    _overlay(tables, environ, reader.mistakes)
+    settings = reader.settings(tables)
+    if reader.mistakes or settings is None:
+        raise ConfigError(*reader.mistakes)
+    return settings
+
+
+class _FromEnvironment(str):
+    """A value from the environment: a list or a table is written as in TOML; anything else stays text."""
+
+    def parsed(self) -> Any:
+        if self[:1] not in "[{":
+            return str(self)
+        try:
+            return tomllib.loads(f"value = {self}")["value"]
+        except tomllib.TOMLDecodeError:
+            return str(self)
+
+
+def _overlay(tables: dict[str, Any], environ: Mapping[str, str], mistakes: list[str]) -> None:
+    for variable, value in sorted(environ.items()):
+        if not variable.upper().startswith(PREFIX):
+            continue
+        *tops, last = variable[len(PREFIX) :].lower().split("__")
+        place: Any = tables
+        for top in tops:
+            place = place.setdefault(top, {}) if isinstance(place, dict) else None
+        if not tops or not last or not isinstance(place, dict):
+            mistakes.append(f"{variable}: no such key; expected MONITOR__TABLE__KEY as in monitor.toml")
+        else:
+            place[last] = _FromEnvironment(value)
+
+
+class _Reader:
+    """Validates tables one by one and gathers what is wrong with them."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self.mistakes: list[str] = []
+
+    def settings(self, tables: Mapping[str, Any]) -> Settings | None:
+        for name in tables.keys() - Settings.model_fields.keys():
+            self.mistakes.append(f"{name}: unknown table{_meant(name, Settings.model_fields)}")
+        daemon = self._model(DaemonSettings, "daemon", self._table(tables, "daemon"))
+        store = self._model(StoreSettings, "store", self._table(tables, "store"))
+        sources = {name: self._source(at, table) for name, at, table in self._named(tables, "sources")}
+        detectors = {name: self._detector(at, table) for name, at, table in self._named(tables, "detectors")}
+        sinks = {name: self._sink(at, table) for name, at, table in self._named(tables, "sinks")}
+        letters = self._table(tables, "dead_letter") or {"kind": "folder", "path": "var/dead_letter"}
+        dead_letter = self._options("dead_letters", SinkOptions, "dead_letter", letters)
+        self._topology(sources, detectors, sinks)
+        if self.mistakes:
+            return None
+        return Settings(
+            daemon=_present(daemon),
+            store=_present(store),
+            sources={name: _present(options) for name, options in sources.items()},
+            detectors={name: _present(detector) for name, detector in detectors.items()},
+            sinks={name: _present(sink) for name, sink in sinks.items()},
+            dead_letter=_present(dead_letter),
+        )
+
+    def inline_secrets(self, tables: Mapping[str, Any]) -> None:
+        """Note every secret that stands in the file itself."""
+        places: list[tuple[str, Group, Any]] = [("dead_letter", "dead_letters", tables.get("dead_letter"))]
+        for top, group in (("sources", "sources"), ("sinks", "sinks")):
+            named = tables.get(top)
+            if isinstance(named, dict):
+                places += [(f"{top}.{name}", group, table) for name, table in named.items()]  # type: ignore[misc]
+        for at, group, table in places:
+            if not isinstance(table, dict):
+                continue
+            try:
+                fields = options_class(group, str(table.get("kind"))).model_fields
+            except ConfigError:
+                continue  # reported where the kind is read
+            for key in [key for key in table if key in fields and _secret(fields[key].annotation)]:
+                del table[key]
+                variable = PREFIX + "__".join([*at.split("."), key]).upper()
+                self.mistakes.append(f"{at}.{key}: a secret is never written inline; expected {key}_file, or {variable} in the environment")
+
+    def _table(self, tables: Mapping[str, Any], at: str) -> dict[str, Any]:
+        value = tables.get(at, {})
+        if isinstance(value, dict):
+            return dict(value)
+        self.mistakes.append(f"{at}: expected a table, [{at}]")
+        return {}
+
+    def _named(self, tables: Mapping[str, Any], top: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        named = self._table(tables, top)
+        if not named and top not in tables:
+            self.mistakes.append(f"{top}: expected at least one, [{top}.NAME]")
+        for name, table in named.items():
+            at = f"{top}.{name}"
+            if not NAME.fullmatch(name):
+                self.mistakes.append(f"{at}: a name is lower-case letters, digits and underscores, beginning with a letter")
+            elif not isinstance(table, dict):
+                self.mistakes.append(f"{at}: expected a table, [{at}]")
+            else:
+                yield name, at, dict(table)
+
+    def _source(self, at: str, table: dict[str, Any]) -> SourceOptions | None:
+        return self._options("sources", SourceOptions, at, table)
+
+    def _sink(self, at: str, table: dict[str, Any]) -> SinkSettings | None:
+        own: dict[str, Any] = {key: table.pop(key) for key in ("inputs", "events") if key in table}
+        options = self._options("sinks", SinkOptions, at, table)
+        settings = self._model(SinkSettings, at, {**own, "options": options or SinkOptions()})
+        return settings if options else None
+
+    def _detector(self, at: str, table: dict[str, Any]) -> DetectorSettings | None:
+        own = table.pop("options", {})
+        if isinstance(own, _FromEnvironment):
+            own = own.parsed()
+        if not isinstance(own, dict):
+            self.mistakes.append(f"{at}.options: expected a table, options = {{ ... }}")
+            own = {}
+        options = self._options("detectors", Options, f"{at}.options", own, kind=table.get("kind"), kind_at=at)
+        settings = self._model(DetectorSettings, at, {**table, "options": options or Options()}, skip="kind" if "kind" not in table else None)
+        return settings if options else None
+
+    def _options(self, group: Group, base: type[O], at: str, table: dict[str, Any], kind: Any = None, kind_at: str | None = None) -> O | None:
+        kind = kind if kind_at else table.pop("kind", None)
+        if not isinstance(kind, str):
+            self.mistakes.append(f"{kind_at or at}.kind: missing; it names the class")
+            return None
+        try:
+            chosen = options_class(group, kind)
+        except ConfigError as error:
+            self.mistakes.append(f"{kind_at or at}.kind: {error}")
+            return None
+        assert issubclass(chosen, base), f"{chosen} is registered as {group}"
+        return self._model(chosen, at, table)
+
+    def _model(self, model: type[M], at: str, table: Mapping[str, Any], skip: str | None = None) -> M | None:
+        values = {key: value.parsed() if isinstance(value, _FromEnvironment) and not _is_secret(model, key) else value for key, value in table.items()}
+        try:
+            return self._anchored(model.model_validate(values))
+        except ValidationError as error:
+            for mistake in error.errors(include_url=False):
+                place = ".".join(str(part) for part in mistake["loc"])
+                if place == skip:
+                    continue
+                where = f"{at}.{place}" if place else at
+                if mistake["type"] == "extra_forbidden":
+                    self.mistakes.append(f"{where}: unknown key{_meant(place, model.model_fields)}")
+                elif mistake["type"] == "missing":
+                    self.mistakes.append(f"{where}: missing; it must be written")
+                else:
+                    got = "" if mistake["type"] == "value_error" or _is_secret(model, place) else f" (it is {_short(mistake['input'])})"
+                    self.mistakes.append(f"{where}: {mistake['msg'].removeprefix('Value error, ')}{got}")
+            return None
+
+    def _anchored(self, model: M) -> M:
+        """Relative paths are relative to the file."""
+        changes: dict[str, Any] = {}
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if isinstance(value, Path):
+                changes[name] = self._base / value
+            elif isinstance(value, BaseModel):
+                changes[name] = self._anchored(value)
+        return model.model_copy(update=changes)
+
+    def _topology(
+        self, sources: Mapping[str, Any], detectors: Mapping[str, DetectorSettings | None], sinks: Mapping[str, SinkSettings | None]
+    ) -> None:
+        read: set[str] = set()
+        for name, detector in detectors.items():
+            for source in detector.inputs if detector else ():
+                read.add(source)
+                if source not in sources:
+                    self.mistakes.append(f"detectors.{name}.inputs: no source is named {source!r}; expected one of {_listed(sources)}")
+        for name, sink in sinks.items():
+            for wanted in (sink.inputs or ()) if sink else ():
+                if wanted not in detectors:
+                    self.mistakes.append(f"sinks.{name}.inputs: no detector is named {wanted!r}; expected one of {_listed(detectors)}")
+        if all(detectors.values()):
+            self.mistakes += [f"sources.{name}: no detector reads it; name it in the inputs of one" for name in sources if name not in read]
+
+
+def _secret(annotation: Any) -> bool:
+    return SecretStr in (annotation, *getattr(annotation, "__args__", ()))
+
+
+def _is_secret(model: type[BaseModel], key: str) -> bool:
+    return key in model.model_fields and _secret(model.model_fields[key].annotation)
+
+
+def _meant(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; expected one of {_listed(known)}"
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "(none is written)"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _present(value: M | None) -> M:
+    assert value is not None  # None comes with a mistake, and with mistakes nothing is built
+    return value

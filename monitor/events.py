@@ -1,0 +1,109 @@
+"""Events as consumers read them. deploy/schema/ is generated from these types."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from monitor.types import Modality
+
+
+class Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Origin(Data):
+    """Where a sample came from: source, topic and position are its id."""
+
+    source: str
+    topic: str
+    position: str
+
+
+class Region(Data):
+    """One connected part of an image where the fault is, in pixels of the image as it was sent."""
+
+    x: int = Field(ge=0)
+    y: int = Field(ge=0)
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    area: int = Field(ge=1)
+    """Pixels above the map threshold."""
+    peak: float
+    """The largest map value in it."""
+
+
+class MapImage(Data):
+    """The score map as a grey PNG: score = black + grey / 255 * (white - black)."""
+
+    media_type: Literal["image/png"]
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    black: float
+    """The score at grey 0."""
+    white: float
+    """The score at grey 255."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of the PNG."""
+    base64: str | None = None
+    """The PNG, when it is inline."""
+    uri: str | None = None
+    """Where the PNG lies, when it is not."""
+
+
+class ScoreData(Data):
+    """What one detector says of one sample."""
+
+    stream: str
+    detector: str
+    kind: str
+    model_version: str
+    sample: Origin
+    modality: Modality
+    captured: str = Field(json_schema_extra={"format": "date-time"})
+    scored: str = Field(json_schema_extra={"format": "date-time"})
+    score: float
+    """Raw, as the model gave it; higher is stranger."""
+    threshold: float
+    """A sample is anomalous when its score is above."""
+    p_value: float = Field(gt=0, le=1)
+    """The share of normal data with such a score."""
+    supported: str | None = None
+    """Only when the calibration is too small for the false-alarm probability asked for: what it supports."""
+
+
+class AlertData(ScoreData):
+    """What one detector says of an anomalous sample."""
+
+    regions: tuple[Region, ...] = Field(min_length=1)
+    """Where the fault is, strongest first."""
+    map: MapImage | None = None
+    """Missing (null) when the sink could not send it even at its smallest."""
+
+
+class CloudEvent(Data):
+    """The envelope (CloudEvents 1.0, structured JSON)."""
+
+    specversion: Literal["1.0"]
+    id: str
+    """`<detector>:<sample id>`; the same after any redelivery or restart."""
+    source: str
+    """`/<site>/<detector>`."""
+    subject: str
+    """The stream."""
+    time: str = Field(json_schema_extra={"format": "date-time"})
+    """When the sample was captured."""
+    datacontenttype: Literal["application/json"]
+
+
+class Alert(CloudEvent):
+    """An anomalous sample, and where the fault is."""
+
+    type: Literal["monitor.alert.v1"]
+    data: AlertData
+
+
+class Score(CloudEvent):
+    """A verdict, anomalous or not."""
+
+    type: Literal["monitor.score.v1"]
+    data: ScoreData

@@ -1,0 +1,89 @@
+"""The state database (SQLite): how the last run ended, ids in process with their deaths, positions of settled files.
+
+A record must survive the death of the process, not of the machine: what is lost in a power cut comes again.
+"""
+
+import fcntl
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import IO, Self
+
+from monitor.errors import ConfigError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS running (began REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS in_process (id TEXT PRIMARY KEY, deaths INTEGER NOT NULL DEFAULT 0, open INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS settled (source TEXT NOT NULL, position TEXT NOT NULL, PRIMARY KEY (source, position)) WITHOUT ROWID;
+"""
+
+
+class State:
+    """One daemon's state. Also the `Positions` of its sources. Thread-safe.
+
+    `unclean` is True when the run before ended without `__exit__` being told of an orderly end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = Lock()
+        self.unclean = False
+
+    def __enter__(self) -> Self:
+        """Raises ConfigError when another daemon holds this state or the file is not a state database."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._guard = self._hold()
+        try:
+            self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"daemon.state: {self._path} cannot be used as state database: {error}") from error
+        self.unclean = self._db.execute("SELECT 1 FROM running").fetchone() is not None
+        self._db.execute("INSERT INTO running VALUES (unixepoch('subsec'))")
+        # dying with an id still written is one death on it
+        self._db.execute("UPDATE in_process SET deaths = deaths + 1, open = 0 WHERE open = 1")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._db.close()
+        self._guard.close()
+
+    def end_clean(self) -> None:
+        """Say that this run ended in order, so that the next one need not process singly."""
+        with self._lock:
+            self._db.execute("DELETE FROM running")
+
+    def _hold(self) -> IO[str]:
+        guard = open(self._path.with_name(self._path.name + ".lock"), "w")  # noqa: SIM115 (held until __exit__)
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            guard.close()
+            raise ConfigError(f"daemon.state: {self._path} is in use by another daemon; each needs its own") from error
+        return guard
+
+    def begin(self, message_id: str) -> int:
+        """Write an id before it is decoded; returns the deaths that it has caused so far."""
+        with self._lock:
+            row = self._db.execute(
+                "INSERT INTO in_process (id, open) VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET open = 1 RETURNING deaths", (message_id,)
+            ).fetchone()
+        return int(row[0])
+
+    def finish(self, message_id: str) -> None:
+        """Strike an id off: it was settled."""
+        with self._lock:
+            self._db.execute("DELETE FROM in_process WHERE id = ?", (message_id,))
+
+    def settled(self, source: str) -> set[str]:
+        with self._lock:
+            return {position for (position,) in self._db.execute("SELECT position FROM settled WHERE source = ?", (source,))}
+
+    def settle(self, source: str, positions: Sequence[str]) -> None:
+        with self._lock:
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR IGNORE INTO settled VALUES (?, ?)", [(source, position) for position in positions])
+            self._db.execute("COMMIT")
