@@ -1,0 +1,236 @@
+"""The autoencoder family as a detector: how badly an image is reconstructed is how strange it is."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from detectors.autoencoder.networks import AutoencoderNetwork
+from detectors.autoencoder.options import PRESETS, AutoencoderOptions, Map, Preset, Score, Variant
+from detectors.autoencoder.scores import dissimilarity, pixel_l1, top_mean
+from detectors.devices import choose_device, choose_precision, has_bf16, watched
+from detectors.heatmap import at_size, smooth, with_border, without_border
+from detectors.images import Pixels, as_unit, square_rgb, stacked
+from detectors.inference import Arriving, Upload, made_fast
+from detectors.synthesis import defect
+from detectors.training import History, Recipe, seeded, train
+from monitor.errors import ConfigError, ModelRefused
+from monitor.ports import Progress
+from monitor.types import Batch, FloatArray, Sample, Scores
+
+SCORES: tuple[Score, ...] = ("l1_topk", "l1", "ssim")  # of equal ones, auto takes the first
+DEFECTS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What scoring needs of the options, as resolved in training; saved beside the weights."""
+
+    variant: Variant
+    resolution: int
+    score: Score
+    map: Map
+    border: int
+    smoothing: float
+
+
+class Autoencoder:
+    """`Autoencoder(options)`; see monitor.ports.Detector."""
+
+    modality: ClassVar[str] = "image"
+
+    def __init__(self, options: AutoencoderOptions) -> None:
+        self._options = options
+        self._preset = resolved(options)
+        self._settings: Settings | None = None
+        self._network: AutoencoderNetwork | None = None
+        self._upload: Upload | None = None
+        self.device = ""
+        self.precision = ""
+
+    def fit(
+        self, training: Sequence[Sample], held_out: Sequence[Sample], folder: Path, *, seed: int, device: str, progress: Progress
+    ) -> Mapping[str, Any]:
+        """The two sequences are held prepared: resolution x resolution x 3 bytes each (of 16-bit images: four times that)."""
+        started = time.monotonic()
+        options, preset, place = self._options, self._preset, choose_device(device)
+        if not training or not held_out:
+            raise ConfigError(f"training: {len(training)} training and {len(held_out)} held-out images: expected at least one of each")
+        learn = self._read(training, "prepare training", progress)
+        spare = self._read(held_out, "prepare held-out", progress)
+        with seeded(torch.device("cpu"), seed, "network"):
+            network = AutoencoderNetwork(options.variant)
+        shared = {name.name: getattr(preset, name.name) for name in fields(Recipe)}
+        history = train(
+            network, reconstruction_loss, learn, spare, recipe=Recipe(**shared), folder=folder, seed=seed, device=place, progress=progress
+        )
+        with watched(place):
+            figures = choose_score(network, spare.to(place), preset.border, seed)
+        best = max(SCORES, key=lambda score: figures[score])
+        self._settings = Settings(
+            variant=options.variant,
+            resolution=preset.resolution,
+            score=best if options.score == "auto" else options.score,
+            map=options.map,
+            border=preset.border,
+            smoothing=options.smoothing,
+        )
+        self._network = network
+        return {
+            "options": asdict(preset) | asdict(self._settings),
+            "synthetic_auroc": figures,
+            **facts(history),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "training_images": len(training),
+            "held_out_images": len(held_out),
+            "seed": seed,
+            "device": str(place),
+            "mixed_precision": preset.mixed_precision and has_bf16(place),
+            "seconds": time.monotonic() - started,
+        }
+
+    def save(self, folder: Path) -> None:
+        """weights.safetensors and detector.json, after fit."""
+        if self._network is None or self._settings is None:
+            raise RuntimeError("nothing to save: fit comes first")
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.cpu().contiguous() for name, value in self._network.state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
+        (folder / "detector.json").write_text(json.dumps({"kind": "autoencoder", "format": 1} | asdict(self._settings), indent=2) + "\n")
+
+    def load(self, folder: Path, *, device: str, precision: str) -> None:
+        """Raises ModelRefused where `folder` holds no model of this kind."""
+        place = choose_device(device)
+        precision = choose_precision(precision, place)
+        settings, network = read_model(folder)
+        with watched(place):
+            made_fast(network, device=place, precision=precision, exact=[network.out])
+            upload = Upload(place)
+            self._network, self._settings, self._upload = network, settings, upload
+            self.device, self.precision = str(place), precision
+            blank = np.zeros((1, settings.resolution, settings.resolution, 3), np.uint8)
+            self._figures(upload.send(blank), every=False)
+
+    def prepare(self, sample: Sample) -> Pixels:
+        """-> (S, S, 3) uint8, or float32 in [0, 1] of a 16-bit image."""
+        return square_rgb(sample, self._settings.resolution if self._settings else self._preset.resolution)
+
+    def stack(self, samples: Sequence[Sample], prepared: Sequence[Pixels]) -> Batch:
+        """Batch.data: (B, 3, S, S), arriving on the device."""
+        if self._upload is None:
+            raise RuntimeError("nothing to score with: load comes first")
+        with watched(torch.device(self.device)):
+            return Batch(samples=tuple(samples), data=self._upload.send(stacked(list(prepared))))
+
+    def score(self, batch: Batch, *, every: bool = False) -> Scores:
+        """Scores of border-free areas, and maps; `every` names l1, l1_topk and ssim."""
+        assert self._settings is not None
+        with watched(torch.device(self.device)):
+            named, maps = self._figures(batch.data, every=every)
+        images = [sample.image for sample in batch.samples]
+        sent = tuple(at_size(map_, *image.shape[:2]) for map_, image in zip(maps, images, strict=True) if image is not None)
+        return Scores(values=named[self._settings.score], maps=sent, named=named if every else {})
+
+    @torch.inference_mode()
+    def _figures(self, arriving: Arriving, *, every: bool) -> tuple[dict[str, FloatArray], FloatArray]:
+        """(score name -> (B,), maps (B, S, S)): the chosen score, or all of them."""
+        network, settings = self._network, self._settings
+        assert network is not None
+        assert settings is not None
+        images = as_unit(arriving.here())
+        reconstructions = network(images)
+        wanted = SCORES if every else (settings.score,)
+        named = scores(images, reconstructions, wanted, settings.border)
+        strange = pixel_l1(images, reconstructions) if settings.map == "l1" else dissimilarity(images, reconstructions)
+        maps = with_border(smooth(without_border(strange, settings.border), settings.smoothing), settings.border)
+        return {name: value.cpu().numpy() for name, value in named.items()}, maps.cpu().numpy()
+
+    def _read(self, samples: Sequence[Sample], phase: str, progress: Progress) -> Tensor:
+        """(N, 3, S, S) uint8 or float32 in [0, 1], channels last, on the CPU."""
+        prepared: list[Pixels] = []
+        for index in range(len(samples)):
+            prepared.append(square_rgb(samples[index], self._preset.resolution))
+            progress(phase, index + 1, len(samples), {})
+        return torch.from_numpy(stacked(prepared)).permute(0, 3, 1, 2)
+
+
+def resolved(options: AutoencoderOptions) -> Preset:
+    """The preset, with what the options say instead. Raises ConfigError where they contradict each other."""
+    preset = PRESETS[options.preset, options.variant]
+    own = {name.name: getattr(options, name.name, None) for name in fields(Preset)}
+    preset = Preset(**(asdict(preset) | {name: value for name, value in own.items() if value is not None}))
+    if preset.resolution - 2 * preset.border < 16:
+        raise ConfigError(f"border: {preset.border} leaves nothing of {preset.resolution} pixels: expected at most {preset.resolution // 2 - 8}")
+    return preset
+
+
+def reconstruction_loss(network: nn.Module, batch: Tensor) -> Tensor:
+    """Mean absolute error over batch, colours and pixels."""
+    images = as_unit(batch)
+    loss: Tensor = (network(images) - images).abs().mean()
+    return loss
+
+
+def scores(images: Tensor, reconstructions: Tensor, names: Sequence[Score], border: int) -> dict[str, Tensor]:
+    """Score name -> (B,) fp32: mean L1, mean of the top 1 % of L1, mean of 1 - SSIM, each inside the border."""
+    errors = without_border(pixel_l1(images, reconstructions), border)
+    named: dict[str, Tensor] = {}
+    for name in names:
+        if name == "l1":
+            named[name] = errors.mean(dim=(1, 2))
+        elif name == "l1_topk":
+            named[name] = top_mean(errors)
+        else:
+            named[name] = without_border(dissimilarity(images, reconstructions), border).mean(dim=(1, 2))
+    return named
+
+
+@torch.inference_mode()
+def choose_score(network: nn.Module, held_out: Tensor, border: int, seed: int) -> dict[str, float]:
+    """Image AUROC of each score: held-out normals (N, 3, S, S) against synthetic defects drawn on them."""
+    random = np.random.default_rng(seed)
+    normals = [as_unit(image[None])[0].permute(1, 2, 0).cpu().numpy() for image in held_out]
+    defects = []
+    for index in range(max(DEFECTS, len(normals))):
+        image, other = normals[index % len(normals)], normals[random.integers(len(normals))]
+        changed, _ = defect(image, other, random)
+        defects.append(np.round(changed * 255) / 255 if held_out.dtype == torch.uint8 else changed)
+    values: dict[str, list[float]] = {name: [] for name in SCORES}
+    for image in (*normals, *defects):
+        pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None].to(held_out.device)
+        for name, value in scores(pixels, network(pixels), SCORES, border).items():
+            values[name].append(float(value))
+    labels = [0] * len(normals) + [1] * len(defects)
+    return {name: float(roc_auc_score(labels, value)) for name, value in values.items()}
+
+
+def facts(history: History) -> dict[str, Any]:
+    """What the manifest tells of a training."""
+    return {
+        "epochs": history.epochs,
+        "best_epoch": history.best,
+        "train_loss": history.train_loss,
+        "held_out_loss": history.held_out_loss,
+    }
+
+
+def read_model(folder: Path) -> tuple[Settings, AutoencoderNetwork]:
+    """What `save` wrote. Raises ModelRefused for anything else."""
+    try:
+        saved = json.loads((folder / "detector.json").read_text())
+        if saved.pop("kind") != "autoencoder" or saved.pop("format") != 1:
+            raise ModelRefused(f"{folder}: not an autoencoder of format 1")
+        settings = Settings(**saved)
+        network = AutoencoderNetwork(settings.variant)
+        network.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelRefused(f"{folder} holds no autoencoder: {error}") from error
+    return settings, network

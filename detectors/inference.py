@@ -1,0 +1,67 @@
+"""How a trained network is run fast: conv and batch norm fused, channels last, half precision but for the last layers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from detectors.devices import PRECISIONS
+from detectors.images import Pixels
+
+
+def made_fast(network: nn.Module, *, device: torch.device, precision: str, exact: Iterable[nn.Module]) -> nn.Module:
+    """Changes `network` in place for inference only, on `device`; the modules in `exact` stay fp32, and MUST hold the last layer."""
+    network.eval().requires_grad_(False)
+    fuse(network)
+    network.to(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in exact:
+        module.float()
+    return network
+
+
+def fuse(network: nn.Module) -> None:
+    """Folds every batch norm that follows a convolution in a Sequential into its weights; done in fp32."""
+    for module in list(network.modules()):
+        if not isinstance(module, nn.Sequential):
+            continue
+        for index in range(len(module) - 1):
+            conv, norm = module[index], module[index + 1]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module[index] = fuse_conv_bn_eval(conv, norm)
+                module[index + 1] = nn.Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """(B, 3, S, S) on its way to the device, channels last. `here()` makes the current stream wait for it."""
+
+    pixels: Tensor
+    copied: torch.cuda.Event | None = None
+
+    def here(self) -> Tensor:
+        if self.copied is not None:
+            stream = torch.cuda.current_stream(self.pixels.device)
+            self.copied.wait(stream)
+            self.pixels.record_stream(stream)
+        return self.pixels
+
+
+class Upload:
+    """Copies stacked images to a device: on CUDA from pinned memory on a stream of its own, beside what is being scored."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, images: Pixels) -> Arriving:
+        """(B, S, S, 3) -> (B, 3, S, S) of the same type."""
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # the same bytes: channels last
+        if self._stream is None:
+            return Arriving(pixels)
+        with torch.cuda.stream(self._stream):
+            there = pixels.pin_memory().to(self._device, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(self._stream)
+        return Arriving(there, copied)

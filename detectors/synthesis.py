@@ -1,0 +1,70 @@
+"""Synthetic defects on normal images: to choose without labels what no normal image can tell apart, e.g. which score to use."""
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from monitor.types import FloatArray
+
+KINDS = ("patch", "blob", "scratch", "smear")
+
+
+def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """A normal image with one defect drawn at random, and the mask of the pixels that it changed.
+
+    image, other: (H, W, 3) float32 in [0, 1]; `other`, a second normal image, lends the texture of patches.
+    patch: foreign texture, blended in. blob: noise of one colour. scratch: a thin broken line. smear: a soft dark or bright stain.
+    """
+    height, width = image.shape[:2]
+    kind = random.choice(KINDS)
+    shape = _line(height, width, random) if kind == "scratch" else _region(height, width, random)
+    strength = random.uniform(0.25, 1.0)
+    if kind == "patch":
+        paint = np.roll(np.rot90(other, 2), random.integers(0, (height, width)), axis=(0, 1))
+        if paint.shape != image.shape:
+            raise ValueError(f"images of one size are needed, got {image.shape} and {other.shape}")
+    elif kind == "blob":
+        grain = random.normal(0, 0.15, (height, width, 1))
+        paint = random.uniform(0, 1, 3) + cv2.GaussianBlur(grain, (0, 0), random.uniform(0.5, 2.0))[..., None]
+    else:
+        dark = random.random() < 0.5
+        paint = np.full(image.shape, random.uniform(0.0, 0.3) if dark else random.uniform(0.7, 1.0))
+    if kind == "smear":
+        strength *= 0.7
+        shape = cv2.GaussianBlur(shape, (0, 0), 0.02 * max(height, width))
+    weight = (strength * shape)[..., None]
+    changed = np.clip((1 - weight) * image + weight * paint, 0, 1).astype(np.float32)
+    mask = np.abs(changed - image).max(axis=2) > 2 / 255
+    return changed, mask
+
+
+def _region(height: int, width: int, random: Generator) -> FloatArray:
+    """(H, W) in [0, 1]: an irregular patch, 4 to 25 % of the image's side across, anywhere inside."""
+    grown = cv2.GaussianBlur(random.normal(size=(height, width)).astype(np.float32), (0, 0), max(1.0, 0.02 * max(height, width)))
+    grown /= max(float(grown.std()), 1e-6)
+    rows, columns = np.mgrid[:height, :width]
+    y, x = random.uniform(0.1, 0.9, 2) * (height, width)
+    radius_y, radius_x = np.maximum(random.uniform(0.02, 0.125, 2) * (height, width), 1.0)
+    angle = random.uniform(0, np.pi)
+    along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+    aside = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
+    distance = np.sqrt((along / radius_x) ** 2 + (aside / radius_y) ** 2)
+    inside = (distance + 0.25 * grown < 1).astype(np.float32)
+    return cv2.GaussianBlur(inside, (0, 0), 0.7).astype(np.float32)
+
+
+def _line(height: int, width: int, random: Generator) -> FloatArray:
+    """(H, W) in [0, 1]: a line of 3 to 6 pieces that bends as it goes, about 1 % of the image's side thick."""
+    shape = np.zeros((height, width), np.float32)
+    side = max(height, width)
+    point = random.uniform(0.15, 0.85, 2) * (width, height)
+    angle = random.uniform(0, 2 * np.pi)
+    points = [point]
+    for _ in range(random.integers(3, 7)):
+        angle += random.normal(0, 0.4)
+        point = point + random.uniform(0.02, 0.08) * side * np.array([np.cos(angle), np.sin(angle)])
+        points.append(point)
+    thickness = max(1, round(side * random.uniform(0.004, 0.016)))
+    cv2.polylines(shape, [np.round(points).astype(np.int32)], isClosed=False, color=1.0, thickness=thickness)
+    return cv2.GaussianBlur(shape, (0, 0), 0.5).astype(np.float32)

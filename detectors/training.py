@@ -1,0 +1,216 @@
+"""The loop that all methods share: devices, mixed precision, schedule, early stop, and checkpoints to go on from.
+
+A training is decided by (network, data, recipe, seed): what is random in an epoch comes from the seed and the epoch's
+number, so one that was killed and goes on ends with the weights of one that never stopped, on the same machine.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from detectors.devices import has_bf16, watched
+from monitor.errors import ConfigError
+from monitor.ports import Progress
+
+CHECKPOINT = "checkpoint.safetensors"
+Loss = Callable[[nn.Module, Tensor], Tensor]
+"""`loss(network, batch)`: the mean over the batch, fp32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Adam with L2 `weight_decay`; the rate is halved after `plateau` epochs without a better held-out loss.
+
+    Training ends after `epochs`, or after `patience` epochs without a better one. `clip`: largest L2 norm of the gradient.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    plateau: int
+    patience: int
+    clip: float | None
+    mixed_precision: bool
+
+
+@dataclass(slots=True)
+class History:
+    """How a training went, epoch by epoch. `best` is the epoch (from 1) whose weights the network has in the end."""
+
+    train_loss: list[float] = field(default_factory=list)
+    held_out_loss: list[float] = field(default_factory=list)
+    best: int = 0
+    seconds: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        return len(self.held_out_loss)
+
+
+@contextmanager
+def seeded(device: torch.device, *parts: object) -> Iterator[None]:
+    """Inside, torch's random numbers on the CPU and `device` follow from `parts` alone; afterwards they go on as before."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    with torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest[:7], "big"))
+        yield
+
+
+def train(
+    network: nn.Module,
+    loss: Loss,
+    training: Tensor,
+    held_out: Tensor,
+    *,
+    recipe: Recipe,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> History:
+    """Trains `network` in place, on `device`, and leaves it with its best weights; goes on from the checkpoint in `folder`.
+
+    training, held_out: (N, ...) of any type, on the CPU; `loss` makes what it needs of a batch of them.
+    Raises ConfigError when `folder` holds a checkpoint of another training, or when the loss is not finite.
+    """
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    identity = _identity(network, training, held_out, recipe, seed)
+    with watched(device):
+        return _Run(network, loss, recipe, folder / CHECKPOINT, identity).complete(training.to(device), held_out.to(device), seed, progress)
+
+
+class _Run:
+    def __init__(self, network: nn.Module, loss: Loss, recipe: Recipe, path: Path, identity: str) -> None:
+        self.network, self.loss, self.recipe, self.path, self.identity = network, loss, recipe, path, identity
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.scheduler = ReduceLROnPlateau(self.optimizer, factor=0.5, patience=recipe.plateau)
+        self.best = _copied(network.state_dict())
+        self.history = History()
+
+    def complete(self, training: Tensor, held_out: Tensor, seed: int, progress: Progress) -> History:
+        self.resume()
+        history, recipe = self.history, self.recipe
+        spent = history.seconds
+        started = time.monotonic()
+        while history.epochs < recipe.epochs and history.epochs - history.best < recipe.patience:
+            with seeded(training.device, seed, "epoch", history.epochs):
+                train_loss = self.learn(training)
+                held_out_loss = self.measure(held_out)
+            if not math.isfinite(train_loss) or not math.isfinite(held_out_loss):
+                raise ConfigError(f"learning_rate: the loss is not finite after epoch {history.epochs + 1}: expected a lower rate")
+            if held_out_loss < min(history.held_out_loss, default=math.inf):
+                history.best = history.epochs + 1
+                self.best = _copied(self.network.state_dict())
+            history.train_loss.append(train_loss)
+            history.held_out_loss.append(held_out_loss)
+            self.scheduler.step(held_out_loss)
+            history.seconds = spent + time.monotonic() - started
+            self.checkpoint()
+            progress("train", history.epochs, recipe.epochs, {"loss": train_loss, "held_out": held_out_loss, "best": history.best})
+        self.network.load_state_dict(self.best)
+        self.network.eval()
+        return history
+
+    def learn(self, training: Tensor) -> float:
+        """One epoch: shuffled batches, the last one dropped unless it is the only one. Returns the mean loss."""
+        self.network.train()
+        size = min(self.recipe.batch_size, len(training))
+        order = torch.randperm(len(training)).to(training.device)
+        total = torch.zeros((), device=training.device)
+        batches = len(training) // size
+        for index in order[: batches * size].split(size):
+            with self.precision(training.device):
+                loss = self.loss(self.network, training[index])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.recipe.clip is not None:
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+            self.optimizer.step()
+            total += loss.detach()
+        return float(total) / batches
+
+    def measure(self, held_out: Tensor) -> float:
+        """Mean loss over the held-out samples, each counted once."""
+        self.network.eval()
+        total = 0.0
+        with torch.no_grad(), self.precision(held_out.device):
+            for batch in held_out.split(self.recipe.batch_size):
+                total += float(self.loss(self.network, batch)) * len(batch)
+        return total / len(held_out)
+
+    def precision(self, device: torch.device) -> torch.autocast:
+        """bf16 where it is asked for and computed in hardware: it has fp32's range, so no loss scaling is needed."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.recipe.mixed_precision and has_bf16(device))
+
+    def checkpoint(self) -> None:
+        """One file, written beside and moved into place: a kill leaves the one before. Tensors, and the rest as JSON in its header."""
+        state = self.optimizer.state_dict()
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"optimizer.{index}.{name}": value for index, slots in state["state"].items() for name, value in slots.items()}
+        facts = {
+            "identity": self.identity,
+            "groups": state["param_groups"],
+            "scheduler": self.scheduler.state_dict(),
+            "history": asdict(self.history),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, {"facts": json.dumps(facts)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def resume(self) -> None:
+        """Takes up the checkpoint, if there is one."""
+        if not self.path.exists():
+            return
+        with safe_open(self.path, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if facts["identity"] != self.identity:
+            raise ConfigError(f"{self.path} is of another training (other data, options or seed): expected it removed, or the same again")
+        self.network.load_state_dict({name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")})
+        self.best = {name.removeprefix("best."): v for name, v in tensors.items() if name.startswith("best.")}
+        self.optimizer.load_state_dict({"state": self._slots(tensors), "param_groups": facts["groups"]})
+        self.scheduler.load_state_dict(facts["scheduler"])
+        self.history = History(**facts["history"])
+
+    def _slots(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """The optimizer's tensors, in the memory layout of their parameters: the same arithmetic as before the stop."""
+        slots: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.network.parameters())
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                like = parameters[int(index)]
+                laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+                slots.setdefault(int(index), {})[name] = laid_out.detach()
+        return slots
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def _identity(network: nn.Module, training: Tensor, held_out: Tensor, recipe: Recipe, seed: int) -> str:
+    """What must be equal for a checkpoint to be gone on from: recipe, seed, initial weights (so their shapes) and data."""
+    digest = hashlib.sha256(json.dumps([asdict(recipe), seed]).encode())
+    for tensor in (*network.state_dict().values(), training, held_out):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy())
+    return digest.hexdigest()
