@@ -23,9 +23,24 @@ HAPPENINGS: dict[str, str] = {
     "dead_lettered": "warning",  # a message went to the dead letter; cause says why
     "payload_spilled": "warning",  # a dead letter's payload was beyond its max_bytes and lies in the spill folder
     "commit_failed": "warning",  # settled positions could not be committed; they come again
+    "ready": "info",  # configuration is read and the models that exist are loaded
+    "draining": "info",  # SIGTERM: sources stop, what is out is finished
+    "stopped": "info",  # the end; `unsettled` messages come again
+    "reloaded": "info",  # SIGHUP took effect; names what was rebuilt
+    "reload_refused": "error",  # SIGHUP found mistakes; the old configuration goes on
+    "restart_needed": "warning",  # a change in daemon, state or store takes effect at the next start only
+    "processing_singly": "warning",  # the last run ended unclean: the first deliveries are processed one at a time
+    "model_loaded": "info",  # a version was loaded and serves from the next batch on
+    "model_missing": "warning",  # a detector has no model; its sources hold
+    "model_refused": "error",  # a promoted version cannot serve; the one before goes on
+    "model_broken": "critical",  # a model no longer repeats its reference scores; the daemon stops
+    "device_lost": "critical",  # the device is gone; the daemon stops
+    "batch_repeated": "warning",  # a batch raised or scored as not finite and was repeated one sample at a time
+    "stream_unwatched": "warning",  # no detector takes this stream; counted per sample, logged once per stream
     "partitions_revoked": "info",  # a rebalance took partitions away
     "partitions_lost": "warning",  # partitions went to another member before we could commit
     "unsettled_at_revoke": "warning",  # `drain` ended before all was settled; those come again
+    "precision_refused": "warning",  # a fast precision does not repeat the reference scores of a model, which serves in fp32
 }
 
 
