@@ -1,0 +1,276 @@
+"""Messages from Kafka, as a member of a consumer group.
+
+One thread owns the consumer, which is not thread-safe, and passes groups of records to the event loop: a hop per group. The
+client runs its network in a thread of its own; rebalance callbacks come from there, while our thread waits in `poll`.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+from kafka import KafkaConsumer, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import CommitFailedError, KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError, RebalanceInProgressError
+from kafka.structs import OffsetAndMetadata
+
+from connectors.backoff import Backoff
+from connectors.kafka.connection import client_arguments, disconnected, is_connected
+from connectors.kafka.diagnosis import check
+from connectors.kafka.options import KafkaSourceOptions
+from connectors.kafka.partitions import Listener, Partition, Partitions
+from monitor.errors import ConfigError, Disconnected
+from monitor.ports import Context, Delivery
+from monitor.types import Message
+
+_POLL = 0.2
+"""Seconds that a poll waits: the client cannot be woken, so this bounds how soon a stop is seen."""
+_GATHER = 0.005
+"""Seconds to wait for a quarter of the places, so that a slow trickle of settlements does not make groups of one."""
+_UNREACHABLE = 15.0
+"""Seconds without a connection to brokers that let us in, after which the client is made anew."""
+_STEADY = 5.0
+"""Seconds that a connection without messages must hold to count as one: what we may not read fails only after connecting."""
+_CLOSE = 5.0
+"""Seconds that closing may take where the broker does not answer."""
+
+Group = list[tuple[Partition, int, Message]]
+
+
+class KafkaSource:
+    """See monitor.ports.Source. A message's position is "partition-offset"."""
+
+    def __init__(self, options: KafkaSourceOptions, context: Context) -> None:
+        self._options = options
+        self._context = context
+        self._partitions = Partitions(options.max_in_flight)
+        self._stopping = False
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lost: str | None = None
+        """The cause that was reported last; None while connected."""
+        self._committing: dict[TopicPartition, tuple[Partition, int]] = {}
+
+    async def __aenter__(self) -> Self:
+        if find_spec("crc32c") is None:
+            raise ConfigError("the package crc32c is missing: without it kafka-python checks sums in pure Python, 25 times slower")
+        client_arguments(self._options)  # unusable files are a mistake in the configuration, not a broker that is away
+        self._loop = asyncio.get_running_loop()
+        self._send, self._received = anyio.create_memory_object_stream[Group | BaseException](math.inf)  # the places bound it
+        self._thread = threading.Thread(target=self._run, name=f"kafka source {self._context.name}", daemon=True)
+        self._thread.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._thread is not None
+        await self.stop()
+        self._closing.set()
+        self._partitions.wake()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._thread.join)
+        self._received.close()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self._send.close()
+
+    async def __aiter__(self) -> AsyncIterator[Delivery]:
+        async for group in self._received:
+            if isinstance(group, BaseException):
+                raise group
+            for partition, offset, message in group:
+                if not self._stopping and self._partitions.hand_out(partition, offset):
+                    yield Delivery(message, partial(self._partitions.settle, partition, offset))
+                elif self._stopping:
+                    self._partitions.give_back()
+
+    def _pass_on(self, group: Group | BaseException) -> None:
+        if not self._stopping:
+            self._send.send_nowait(group)
+
+    # From here on: our thread.
+
+    def _run(self) -> None:
+        backoff = Backoff(most=5.0)
+        try:
+            while not self._closing.is_set():
+                try:
+                    check(self._options)
+                    self._serve(backoff)
+                except Disconnected as error:
+                    self._report_lost(error)
+                except ConfigError as error:  # a secret that could be read at start-up
+                    self._report_lost(Disconnected(str(error), "not_authorised"))
+                except KafkaError as error:
+                    self._report_lost(disconnected(error, self._options))
+                self._closing.wait(backoff.delay())
+        except BaseException as error:  # a bug: the daemon must hear of it, or it would wait for ever
+            self._loop.call_soon_threadsafe(self._pass_on, error)
+
+    def _serve(self, backoff: Backoff) -> None:
+        """Read with one client until we close or it fails."""
+        options = self._options
+        consumer = KafkaConsumer(
+            **client_arguments(options),
+            group_id=options.group_id,
+            group_instance_id=options.group_instance_id,
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # we count what is missing before we reset
+            partition_assignment_strategy=(CooperativeStickyAssignor,),
+            session_timeout_ms=int(1000 * options.session_timeout),
+            heartbeat_interval_ms=int(1000 * min(3.0, options.session_timeout / 4)),
+            max_poll_interval_ms=int(1000 * options.max_poll_interval),
+            fetch_max_wait_ms=max(1, int(1000 * options.fetch_max_wait)),
+            fetch_max_bytes=options.fetch_max_bytes,
+            max_partition_fetch_bytes=options.max_partition_fetch_bytes,
+            metadata_max_age_ms=int(1000 * options.metadata_max_age),
+        )
+        try:
+            listener = Listener(consumer, self._partitions, self._context, drain=options.drain, closing=self._closing)
+            consumer.subscribe(topics=options.topics, listener=listener)
+            self._read(consumer, backoff)
+        finally:
+            try:
+                self._finish(consumer)
+            finally:
+                self._partitions.kill()
+                consumer.close(timeout_ms=int(1000 * _CLOSE))
+
+    def _read(self, consumer: KafkaConsumer, backoff: Backoff) -> None:
+        started = committed = connected = time.monotonic()
+        while not self._closing.is_set():
+            free = 0 if self._stopping else self._partitions.wait_for_places(_POLL, _GATHER)
+            self._hold_or_resume(consumer, free)
+            try:
+                records = consumer.poll(timeout_ms=int(1000 * (_POLL if free else _POLL / 10)), max_records=max(1, free))
+            except NoOffsetForPartitionError as error:
+                self._begin(consumer, error.args[0])
+                continue
+            except OffsetOutOfRangeError as error:
+                self._skip_gap(consumer, error.args[0])
+                continue
+            except LogTruncationError as error:
+                self._skip_gap(consumer, {partition: consumer.position(partition) for partition in error.divergent_offsets})
+                continue
+            now = time.monotonic()
+            if records:
+                self._hand_over(records)
+            if is_connected(consumer):
+                connected = now
+                if records or now - started > _STEADY:
+                    backoff.reset()
+                    self._report_back()
+                if now - committed >= self._options.commit_interval:
+                    committed = now
+                    self._commit(consumer)
+            elif not records:
+                self._ride_out(now - connected, backoff)
+
+    def _ride_out(self, seconds: float, backoff: Backoff) -> None:
+        """No connection: the client tries again by itself, and keeps its positions. Find out why, and say so once."""
+        try:
+            check(self._options)
+        except Disconnected as error:
+            self._report_lost(error)
+            self._closing.wait(backoff.delay())
+            return
+        if seconds > _UNREACHABLE:  # we are let in, but the client is not: it remembers a refusal for ever
+            raise Disconnected(f"{self._options.bootstrap_servers}: the client found no way back in {seconds:.0f} s", "lost")
+
+    def _hold_or_resume(self, consumer: KafkaConsumer, free: int) -> None:
+        """A paused partition keeps what was fetched of it, so that holding costs no second fetch (kafka-python 3.0.12: measured)."""
+        paused = consumer.paused()
+        if free and paused:
+            consumer.resume(*paused)
+        elif not free and (going := consumer.assignment() - paused):
+            consumer.pause(*going)
+
+    def _hand_over(self, records: dict[TopicPartition, list[Any]]) -> None:
+        received = time.time()
+        group: Group = []
+        for partition, batch in records.items():
+            owner = self._partitions.get(partition)
+            for record in batch:
+                message = Message(
+                    source=self._context.name,
+                    topic=record.topic,
+                    position=f"{record.partition}-{record.offset}",
+                    payload=record.value or b"",
+                    received=received,
+                    key=record.key,
+                    headers=tuple((name, value or b"") for name, value in record.headers),
+                    timestamp=record.timestamp / 1000 if record.timestamp >= 0 else None,
+                )
+                group.append((owner, record.offset, message))
+        self._partitions.take(group)
+        self._loop.call_soon_threadsafe(self._pass_on, group)
+
+    def _begin(self, consumer: KafkaConsumer, partitions: set[TopicPartition]) -> None:
+        """The group has never committed these."""
+        if self._options.auto_offset_reset == "earliest":
+            consumer.seek_to_beginning(*partitions)
+        else:
+            consumer.seek_to_end(*partitions)
+
+    def _skip_gap(self, consumer: KafkaConsumer, offsets: dict[TopicPartition, int]) -> None:
+        """Retention deleted what we would have read next (or the topic was made anew): count it, go on from what there is."""
+        for partition, first in consumer.beginning_offsets(list(offsets), timeout_ms=10_000).items():
+            missing = max(0, first - offsets[partition])
+            self._context.report(
+                "offsets_gone", source=self._context.name, topic=partition.topic, partition=partition.partition, missing=missing, going_on_from=first
+            )
+            self._partitions.renew(partition)
+            consumer.seek(partition, first)
+
+    def _commit(self, consumer: KafkaConsumer) -> None:
+        """Begin to commit what is settled; `poll` calls back. One at a time, so that no older commit overtakes a newer one."""
+        if not self._committing and (watermarks := self._partitions.watermarks()):
+            self._committing = watermarks
+            consumer.commit_async(_next_offsets(watermarks), self._committed)
+
+    def _committed(self, _: object, outcome: object) -> None:
+        watermarks, self._committing = self._committing, {}
+        if isinstance(outcome, Exception):
+            self._report_commit_failed(outcome)
+        else:
+            self._partitions.committed(watermarks)
+
+    def _finish(self, consumer: KafkaConsumer) -> None:
+        """The last commit of this client."""
+        watermarks = self._partitions.watermarks()
+        self._committing = {}
+        if not watermarks or self._lost is not None:
+            return
+        try:
+            consumer.commit(_next_offsets(watermarks), timeout_ms=int(1000 * _CLOSE))
+        except KafkaError as error:
+            self._report_commit_failed(error)
+        else:
+            self._partitions.committed(watermarks)
+
+    def _report_commit_failed(self, error: Exception) -> None:
+        if isinstance(error, RebalanceInProgressError):  # they are ours still, or the listener has committed them
+            return
+        cause = "rebalanced" if isinstance(error, CommitFailedError) else type(error).__name__
+        self._context.report("commit_failed", source=self._context.name, cause=cause, error=str(error))
+
+    def _report_lost(self, error: Disconnected) -> None:
+        if self._lost != error.cause:
+            self._lost = error.cause
+            self._context.report("source_disconnected", source=self._context.name, cause=error.cause, error=str(error))
+
+    def _report_back(self) -> None:
+        if self._lost is not None:
+            self._lost = None
+            self._context.report("source_connected", source=self._context.name)
+
+
+def _next_offsets(watermarks: dict[TopicPartition, tuple[Partition, int]]) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Kafka is told the offset to go on from."""
+    return {partition: OffsetAndMetadata(offset + 1, "", -1) for partition, (_, offset) in watermarks.items()}
