@@ -27,7 +27,7 @@ MOST_BYTES = 16 * 1024 * 1024
 """Of all reference samples together; the first is kept whatever its size."""
 
 _ARRAYS = ("image", "depth", "waveform")
-_FACTS = ("source", "topic", "position", "stream", "captured", "received", "rate")
+_FACTS = ("source", "topic", "position", "stream", "rate")
 
 
 def scored(detector: Detector, samples: Sequence[Sample], size: int, *, every: bool = False) -> Iterator[tuple[tuple[Sample, ...], Scores]]:
@@ -72,7 +72,7 @@ def choose(samples: Sequence[Sample], scores: NDArray[np.float32]) -> list[int]:
 
 
 def write(folder: Path, samples: Sequence[Sample]) -> None:
-    """Keep samples without loss in `folder`; the same samples make the same bytes."""
+    """Keep what scores depend on, without loss, in `folder`: no times, so that the same samples make the same bytes."""
     arrays: dict[str, Any] = {"facts": np.array(json.dumps([{fact: getattr(sample, fact) for fact in _FACTS} for sample in samples]))}
     for index, sample in enumerate(samples):
         arrays |= {f"{name}{index}": array for name, array in _arrays(sample).items()}
@@ -85,7 +85,7 @@ def read(folder: Path) -> list[Sample]:
         with np.load(folder / FILE, allow_pickle=False) as kept:
             facts = json.loads(str(kept["facts"]))
             found = [{name: kept[f"{name}{index}"] for name in _ARRAYS if f"{name}{index}" in kept} for index in range(len(facts))]
-        return [Sample(**fact, **arrays) for fact, arrays in zip(facts, found, strict=True)]
+        return [Sample(captured=0.0, received=0.0, **fact, **arrays) for fact, arrays in zip(facts, found, strict=True)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelRefused(f"{folder / FILE}: cannot be read: {error!r}") from error
 
