@@ -1,0 +1,127 @@
+"""Records to Kafka, each confirmed by all replicas in sync. Blocking: for a worker thread, one call at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kafka import KafkaProducer
+from kafka.errors import InvalidRecordError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.producer.future import FutureRecordMetadata
+
+from connectors.kafka.connection import client_arguments, disconnected
+from connectors.kafka.diagnosis import check
+from connectors.kafka.options import KafkaConnectionOptions
+from monitor.errors import ConfigError, Disconnected
+
+_REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
+"""What the broker says of a record that it will never take."""
+_FRAMING = 1024
+"""Bytes that a request holds beside its records, at least; records are refused by the broker, not by the client."""
+_LARGEST = 2**31 - 1 - _FRAMING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    topic: str
+    value: bytes
+    key: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a confirmed record lies."""
+
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker will never take this record."""
+
+    error: str
+
+
+class Producer:
+    """Connects at the first `send` and after every failure."""
+
+    def __init__(self, options: KafkaConnectionOptions, delivery_timeout: float) -> None:
+        self._options = options
+        self._timeout = delivery_timeout
+        self._client: KafkaProducer | None = None
+        self._taken = 0
+        """Bytes of the largest value that the broker has taken."""
+
+    def send_or_shrink(self, records: Sequence[Record], shrink: Callable[[int, Refused], Record | None]) -> list[Placed | Refused]:
+        """As `send`; what is refused goes again as `shrink(index, refused)`, unless that is None.
+
+        A record larger than any that was taken may be refused: what follows it waits for its fate, so that the order holds.
+        """
+        outcomes: list[Placed | Refused] = []
+        run: list[Record] = []
+        for at, record in enumerate(records, 1):
+            run.append(record)
+            if len(record.value) > self._taken or at == len(records):
+                outcomes += self._send_run(run, len(outcomes), shrink)
+                run = []
+        return outcomes
+
+    def _send_run(self, run: Sequence[Record], start: int, shrink: Callable[[int, Refused], Record | None]) -> list[Placed | Refused]:
+        outcomes = self.send(run)
+        for at, (record, outcome) in enumerate(zip(run, outcomes, strict=True)):
+            if isinstance(outcome, Placed):
+                self._taken = max(self._taken, len(record.value))
+            elif (smaller := shrink(start + at, outcome)) is not None:
+                (outcomes[at],) = self.send([smaller])
+        return outcomes
+
+    def send(self, records: Sequence[Record]) -> list[Placed | Refused]:
+        """One round trip for all of them; the order per key is kept. Raises Disconnected where one may not have arrived."""
+        try:
+            client = self._connected()
+            futures: list[FutureRecordMetadata] = [
+                client.send(record.topic, value=record.value, key=record.key, headers=list(record.headers)) for record in records
+            ]
+            client.flush(timeout=2 * self._timeout)
+            return [_outcome(future, self._timeout) for future in futures]
+        except ConfigError as error:  # a secret that could be read at start-up
+            raise Disconnected(str(error), "not_authorised") from error
+        except KafkaError as error:
+            self._abandon()
+            check(self._options)  # it knows better what is wrong
+            raise disconnected(error, self._options) from error
+
+    def close(self) -> None:
+        """Nothing is pending between calls, so this is quick."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close(timeout=1)
+
+    def _connected(self) -> KafkaProducer:
+        if self._client is None:
+            check(self._options)
+            milliseconds = int(1000 * self._timeout)
+            self._client = KafkaProducer(
+                **client_arguments(self._options),
+                acks="all",
+                enable_idempotence=True,
+                max_request_size=_LARGEST,
+                max_block_ms=milliseconds,
+                delivery_timeout_ms=milliseconds,
+                request_timeout_ms=milliseconds,
+            )
+        return self._client
+
+    def _abandon(self) -> None:
+        """What is pending in it must not arrive after what is sent again."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close(timeout=0)
+
+
+def _outcome(future: FutureRecordMetadata, timeout: float) -> Placed | Refused:
+    try:
+        metadata = future.get(timeout=timeout)
+    except _REFUSED as error:
+        return Refused(f"{type(error).__name__}: {error}")
+    return Placed(metadata.partition, metadata.offset)

@@ -1,0 +1,98 @@
+"""Events to a Kafka topic: CloudEvents as structured JSON, keyed by stream."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import anyio
+import anyio.to_thread
+
+from connectors.cloudevents import STRUCTURED, encode
+from connectors.kafka.connection import client_arguments
+from connectors.kafka.options import KafkaSinkOptions, MapsInFolder, MapsInTopic
+from connectors.kafka.producer import Producer, Record, Refused
+from connectors.maps import Place, place_in
+from monitor.errors import Rejected
+from monitor.ports import Context
+from monitor.types import Event
+
+CONTENT_TYPE = (("content-type", STRUCTURED.encode()),)
+
+
+class KafkaSink:
+    """See monitor.ports.Sink. Source of the binding: cloudevents/bindings/kafka-protocol-binding.md (1.0.2), 3.3."""
+
+    def __init__(self, options: KafkaSinkOptions, context: Context) -> None:
+        self._options = options
+        self._context = context
+        self._producer = Producer(options, options.delivery_timeout)
+        self._turn = anyio.Lock()
+        match options.maps:
+            case MapsInFolder(path=path):
+                self._place: Place | None = place_in(path)
+            case MapsInTopic():
+                self._place = self._place_in_topic
+            case None:
+                self._place = None
+
+    async def __aenter__(self) -> Self:
+        client_arguments(self._options)  # unusable files are a mistake in the configuration, not a broker that is away
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._producer.close)
+
+    async def send(self, events: Sequence[Event]) -> None:
+        async with self._turn:
+            await anyio.to_thread.run_sync(self._send, events)
+
+    def _send(self, events: Sequence[Event]) -> None:
+        rejected: dict[str, str] = {}
+        offered: list[tuple[Event, Record]] = []
+        for event in events:
+            try:
+                offered.append((event, self._record(event)))
+            except Rejected as error:
+                rejected[event.id] = str(error)
+
+        def shrink(at: int, refused: Refused) -> Record | None:
+            event, record = offered[at]
+            if event.map is None:
+                return None
+            self._report_map(event, len(record.value), refused.error)
+            return self._record(event.without_map())
+
+        outcomes = self._producer.send_or_shrink([record for _, record in offered], shrink)
+        for (event, record), outcome in zip(offered, outcomes, strict=True):
+            if isinstance(outcome, Refused):
+                rejected[event.id] = f"event {event.id} has {len(record.value)} bytes: {outcome.error}"
+        if rejected:
+            raise Rejected("; ".join(rejected.values()), list(rejected))
+
+    def _record(self, event: Event) -> Record:
+        """Raises Rejected for an event that is too large even without its map."""
+        limit, report = self._options.max_bytes, self._context.report
+        try:
+            value = encode(event, max_bytes=limit, place=self._place, report=report)
+        except _MapRefused as error:
+            self._report_map(event, error.size, f"{error}; it goes inline, halved until it fits")
+            value = encode(event, max_bytes=limit, report=report)
+        return Record(topic=self._options.topic, value=value, key=event.key.encode(), headers=CONTENT_TYPE)
+
+    def _report_map(self, event: Event, size: int, error: str) -> None:
+        self._context.report("map_dropped", sink=self._context.name, event=event.id, size=size, error=error)
+
+    def _place_in_topic(self, event: Event, png: bytes) -> str:
+        """A redelivery places its map again: retention clears the topic."""
+        assert isinstance(self._options.maps, MapsInTopic)
+        topic = self._options.maps.topic
+        (outcome,) = self._producer.send([Record(topic=topic, value=png, key=event.key.encode(), headers=(("content-type", b"image/png"),))])
+        if isinstance(outcome, Refused):
+            raise _MapRefused(f"topic {topic} does not take it: {outcome.error}", len(png))
+        return f"kafka:{topic}/{outcome.partition}-{outcome.offset}"
+
+
+class _MapRefused(Exception):
+    def __init__(self, error: str, size: int) -> None:
+        super().__init__(error)
+        self.size = size
