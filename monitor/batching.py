@@ -1,5 +1,6 @@
 """Micro-batches: filled by count or by deadline, fair among lanes (a source's partition)."""
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
@@ -29,10 +30,10 @@ class Batcher(Generic[T]):
     def __len__(self) -> int:
         return self._size
 
-    async def put(self, lane: Hashable, item: T) -> None:
-        """Wait for room, then append to a lane. There is one caller per lane."""
+    async def put(self, lane: Hashable, item: T, *, at_once: bool = False) -> None:
+        """Wait for room, then append to a lane. There is one caller per lane. `at_once`: its batch does not wait to fill."""
         await self._places.acquire()
-        self._lanes.setdefault(lane, deque()).append((anyio.current_time(), item))
+        self._lanes.setdefault(lane, deque()).append((-math.inf if at_once else anyio.current_time(), item))
         self._size += 1
         self._wake()
 

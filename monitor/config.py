@@ -229,7 +229,9 @@ class _Reader:
         return self._model(chosen, at, table)
 
     def _model(self, model: type[M], at: str, table: Mapping[str, Any], skip: str | None = None) -> M | None:
-        values = {key: value.parsed() if isinstance(value, _FromEnvironment) and not _is_secret(model, key) else value for key, value in table.items()}
+        values = {
+            key: value.parsed() if isinstance(value, _FromEnvironment) and not _is_secret(model, key) else value for key, value in table.items()
+        }
         try:
             return self._anchored(model.model_validate(values))
         except ValidationError as error:

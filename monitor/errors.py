@@ -8,7 +8,8 @@
 Anything else is a bug or a broken model: rule 9 decides whether the sample or the model is at fault.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 BadReason = Literal["undecodable", "too_large", "empty", "unsupported", "lying_header", "failed", "rejected"]
@@ -66,3 +67,18 @@ class ModelRefused(MonitorError):
 
 class DeviceLost(MonitorError):
     """The device that scores is gone: stop without settling, exit 1."""
+
+
+class ModelBroken(MonitorError):
+    """A loaded model no longer repeats its reference scores: stop without settling, exit 1."""
+
+
+def backoff_delays(first: float = 0.2, most: float = 30.0) -> Iterator[float]:
+    """Seconds to wait before each further try while Disconnected: doubling up to `most`, with full jitter below each.
+
+    Jitter keeps a fleet from knocking in step; at least a tenth of the delay is kept so that nobody spins.
+    """
+    delay = first
+    while True:
+        yield random.uniform(0.1 * delay, delay)  # noqa: S311 (nothing secret)
+        delay = min(2 * delay, most)

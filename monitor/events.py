@@ -74,8 +74,8 @@ class ScoreData(Data):
 class AlertData(ScoreData):
     """What one detector says of an anomalous sample."""
 
-    regions: tuple[Region, ...] = Field(min_length=1)
-    """Where the fault is, strongest first."""
+    regions: tuple[Region, ...]
+    """Where the fault is, strongest first; at least one where the detector draws maps."""
     map: MapImage | None = None
     """Missing (null) when the sink could not send it even at its smallest."""
 

@@ -1,14 +1,13 @@
 """Scores and a threshold -> verdicts, regions, events. Small and without memory: one verdict per sample."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import cv2
 import numpy as np
 
 from monitor.calibration import Calibration
 from monitor.events import AlertData, Origin, Region, ScoreData
-from monitor.types import Event, FloatArray, ModelVersion, Sample, Scores, Verdict
+from monitor.types import Event, FloatArray, ModelVersion, Sample, Scores, Verdict, rfc_3339
 
 MOST_REGIONS = 32  # the strongest; a map torn into hundreds of specks says nothing more
 
@@ -43,8 +42,7 @@ class Judge:
 
     def alert(self, verdict: Verdict) -> Event:
         """The alert of an anomalous verdict, with its regions and its map."""
-        assert verdict.map is not None, "an image detector draws a map"
-        found = regions(verdict.map, self._map_threshold)
+        found = regions(verdict.map, self._map_threshold) if verdict.map is not None else ()
         data = AlertData(**self._facts(verdict).__dict__, regions=found).model_dump(mode="json", exclude_none=True)
         return self._event("monitor.alert.v1", verdict, data, verdict.map)
 
@@ -61,8 +59,8 @@ class Judge:
             model_version=verdict.version.id,
             sample=Origin(source=sample.source, topic=sample.topic, position=sample.position),
             modality=sample.modality,
-            captured=_rfc_3339(sample.captured),
-            scored=_rfc_3339(verdict.scored),
+            captured=rfc_3339(sample.captured),
+            scored=rfc_3339(verdict.scored),
             score=verdict.score,
             threshold=verdict.threshold,
             p_value=self._calibration.p_value(verdict.score),
@@ -98,7 +96,7 @@ def regions(score_map: FloatArray, threshold: float | None) -> tuple[Region, ...
 def _parts(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], score_map: FloatArray) -> tuple[Region, ...]:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     peaks = np.full(count, -np.inf, dtype=np.float32)
-    np.maximum.at(peaks, labels[mask], score_map[mask])
+    np.maximum.at(peaks, np.asarray(labels[mask], dtype=np.intp), score_map[mask])
     strongest = sorted(range(1, count), key=lambda label: -peaks[label])
     return tuple(
         Region(
@@ -111,7 +109,3 @@ def _parts(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], score_map: Flo
         )
         for label in strongest
     )
-
-
-def _rfc_3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -52,9 +52,10 @@ class State:
         self._guard.close()
 
     def end_clean(self) -> None:
-        """Say that this run ended in order, so that the next one need not process singly."""
+        """Say that no message killed this run: the next one need not process singly, and no id is charged with a death."""
         with self._lock:
             self._db.execute("DELETE FROM running")
+            self._db.execute("UPDATE in_process SET open = 0")
 
     def _hold(self) -> IO[str]:
         guard = open(self._path.with_name(self._path.name + ".lock"), "w")  # noqa: SIM115 (held until __exit__)

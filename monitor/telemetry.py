@@ -52,11 +52,13 @@ class Telemetry:
         self._lock = Lock()
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("monitor")
 
-    def report(self, what: str, /, **facts: Any) -> None:
-        """Raises KeyError for a happening that is not named above."""
+    def report(self, what: str, /, *, quiet: bool = False, **facts: Any) -> None:
+        """Count and log; `quiet` only counts. Raises KeyError for a happening that is not named above."""
         level = HAPPENINGS[what]
         with self._lock:
             self._counts[what, str(facts.get("cause", ""))] += 1
+        if quiet:
+            return
         self._log.log(logging.getLevelNamesMapping()[level.upper()], what, **facts)
 
     def count(self, what: str, cause: str | None = None) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,3 +163,8 @@ class Event:
 
     def without_map(self) -> "Event":
         return dataclasses.replace(self, map=None)
+
+
+def rfc_3339(seconds: float) -> str:
+    """Epoch seconds -> UTC to the microsecond, e.g. 2026-11-22T06:30:00.250000Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

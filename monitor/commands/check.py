@@ -1,0 +1,114 @@
+"""monitor check: is this monitor.toml right, and (online) is everything there that it needs."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from monitor.errors import ConfigError, MonitorError
+
+if TYPE_CHECKING:
+    from monitor.config import Settings
+
+HELP = "validate monitor.toml; --online also reaches brokers, store and device"
+EXAMPLE = """\
+example:
+  monitor check --online
+
+Every mistake is listed with its path; exit 2 when there is one."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("check", help=HELP, description=HELP, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--online", action="store_true", help="also reach brokers, store and device")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was printed, for machines")
+    parser.set_defaults(command=execute)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    from monitor.config import load_settings
+
+    lines: list[dict[str, str]] = []
+
+    def say(level: str, at: str, text: str) -> None:
+        lines.append({"level": level, "at": at, "text": text})
+        print(f"{at}: {text}" if level == "ok" else f"{at}: {level}: {text}")
+
+    try:
+        settings = load_settings(arguments.config, os.environ)
+    except ConfigError as error:
+        if arguments.json:
+            arguments.json.write_text(json.dumps([{"level": "mistake", "at": str(arguments.config), "text": text} for text in error.mistakes], indent=1))
+        raise
+    say("ok", str(arguments.config), f"{len(settings.sources)} sources, {len(settings.detectors)} detectors, {len(settings.sinks)} sinks")
+    _warn(settings, say)
+    if arguments.online:
+        _reach(settings, say)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(lines, indent=1) + "\n")
+    return 2 if any(line["level"] == "mistake" for line in lines) else 0
+
+
+def _warn(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
+    """What is allowed, but probably not meant; and what the models on disk say."""
+    from monitor.calibration import Calibration
+    from monitor.errors import ModelRefused
+    from monitor.store import ModelStore
+
+    store = ModelStore(settings.store.path)
+    if not settings.sinks:
+        say("warning", "sinks", "none is written: alerts go nowhere")
+    for name, detector in settings.detectors.items():
+        at = f"detectors.{name}"
+        places = sum(settings.sources[source].max_in_flight for source in detector.inputs)
+        if detector.max_batch_size > places:
+            say("warning", f"{at}.max_batch_size", f"{detector.max_batch_size} never fill: its sources hand out {places} messages at most")
+        try:
+            version = store.current(name)
+            if version is None:
+                say("warning", at, f"no model yet: its sources hold until `monitor train {name}`")
+                continue
+            if version.manifest["kind"] != detector.kind:
+                say("mistake", at, f"its model {version.id} is of kind {version.manifest['kind']}, not {detector.kind}")
+                continue
+            threshold = Calibration.from_manifest(version.manifest).threshold(detector.false_alarm_probability)
+        except ModelRefused as error:
+            say("mistake", at, str(error))
+            continue
+        say("ok", at, f"model {version.id}, threshold {threshold.value:.6g}")
+        if threshold.words:
+            say("warning", f"{at}.false_alarm_probability", threshold.words)
+        trained = version.manifest["options"]
+        written = detector.options.model_dump(mode="json", exclude_unset=True)
+        for key in [key for key, value in written.items() if value != trained.get(key) and value != "auto"]:
+            say("warning", f"{at}.options.{key}", f"{written[key]!r} acts at the next training; the model serves with {trained.get(key)!r}")
+
+
+def _reach(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
+    import anyio
+
+    from monitor.reference import load_detector
+    from monitor.registry import resolve
+    from monitor.store import ModelStore
+
+    outside = [(f"sources.{name}", options) for name, options in settings.sources.items()]
+    outside += [(f"sinks.{name}", sink.options) for name, sink in settings.sinks.items()]  # type: ignore[misc]
+    outside.append(("dead_letter", settings.dead_letter))  # type: ignore[arg-type]
+    for at, options in outside:
+        try:
+            anyio.run(resolve(options.probe), options)
+            say("ok", at, "reached")
+        except MonitorError as error:
+            say("mistake", at, str(error))
+    store = ModelStore(settings.store.path)
+    for name, detector in settings.detectors.items():
+        at = f"detectors.{name}"
+        try:
+            version = store.current(name)
+            if version is not None:
+                loaded = load_detector(version, device=detector.device, precision=detector.precision, report=lambda *_, **__: None)
+                say("ok", at, f"model {version.id} repeats its reference scores on {loaded.device} in {loaded.precision}")
+        except MonitorError as error:
+            say("mistake", at, str(error))

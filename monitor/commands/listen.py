@@ -1,0 +1,84 @@
+"""monitor listen: prints the events of a sink as they come, as an alert consumer would receive them."""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monitor.errors import ConfigError, MonitorError
+
+HELP = "subscribe to a sink's topic and print events"
+EXAMPLE = """\
+example:
+  monitor listen --from alerts --maps maps --json-lines
+
+Prints what comes from now on, until interrupted."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("listen", help=HELP, description=HELP, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="sink", metavar="SINK", help="a sink of monitor.toml (default: the only one)")
+    parser.add_argument("--maps", type=Path, metavar="DIR", help="save the map of each alert as PNG")
+    parser.add_argument("--json-lines", action="store_true", help="print each event as one line of JSON, as it was sent")
+    parser.set_defaults(command=execute)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    import signal
+
+    import anyio
+
+    from monitor.config import load_settings
+    from monitor.registry import resolve
+
+    sinks = load_settings(arguments.config, os.environ).sinks
+    name = arguments.sink or (next(iter(sinks)) if len(sinks) == 1 else None)
+    if name is None or name not in sinks:
+        raise ConfigError(f"--from {name or ''}: expected one of the sinks {', '.join(sinks) or '(none is written)'}")
+    options = sinks[name].options
+    if arguments.maps is not None:
+        arguments.maps.mkdir(parents=True, exist_ok=True)
+
+    async def listen() -> None:
+        async with resolve(options.receiver)(options) as receiver:
+            print(f"# listening to {name}", flush=True) if not arguments.json_lines else None
+            async for event in receiver:
+                print(json.dumps(event) if arguments.json_lines else _line(event), flush=True)
+                if arguments.maps is not None:
+                    await save(receiver, event)
+
+    async def save(receiver: Any, event: Mapping[str, Any]) -> None:
+        try:
+            png = await receiver.map(event)
+        except MonitorError as error:
+            print(f"# {error}", flush=True)
+            return
+        if png is not None:
+            (arguments.maps / (re.sub(r"[^A-Za-z0-9._-]+", "_", str(event["id"])) + ".png")).write_bytes(png)
+
+    async def until_interrupted() -> None:
+        async with anyio.create_task_group() as tasks:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                tasks.start_soon(listen)
+                async for _ in signals:
+                    tasks.cancel_scope.cancel()
+
+    anyio.run(until_interrupted)
+    return 0
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    """One event for a person: when, which stream, how strange, where."""
+    data = event["data"]
+    where = "; ".join(f"{region['width']}x{region['height']} at ({region['x']}, {region['y']})" for region in data.get("regions", [])[:3])
+    more = len(data.get("regions", [])) - 3
+    kind = str(event["type"]).split(".")[1]
+    return (
+        f"{event['time']} {kind} {data['stream']} {event['id']}: score {data['score']:.4g} (threshold {data['threshold']:.4g}, p {data['p_value']:.3g})"
+        + (f", {data['supported']}" if "supported" in data else "")
+        + (f" where: {where}" if where else "")
+        + (f" and {more} more" if more > 0 else "")
+    )

@@ -1,0 +1,257 @@
+"""read -> decode -> prepare: one source's messages become items that wait for its detectors."""
+
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from monitor.batching import Batcher
+from monitor.config import DetectorSettings
+from monitor.decoding import decode
+from monitor.errors import BadSample
+from monitor.ports import Delivery, Report, Source, SourceOptions
+from monitor.probation import MOST_DEATHS, Probation
+from monitor.serving import Devices, Model, ModelSlot, check_model
+from monitor.types import Sample
+
+WORKERS = os.cpu_count() or 1
+MOST_STREAMS_LOGGED = 1000  # names of streams come from outside
+
+
+class Pending:
+    """A delivery on its way: settled when the last of its detectors has finished."""
+
+    __slots__ = ("_parts", "delivery", "on_settled")
+
+    def __init__(self, delivery: Delivery, on_settled: Callable[[], None]) -> None:
+        self.delivery = delivery
+        self.on_settled = on_settled
+        self._parts = 1  # the intake's own, until it has dealt the sample out
+
+    def deal(self) -> None:
+        """One more detector has it."""
+        self._parts += 1
+
+    def finish(self) -> None:
+        """One fewer has it."""
+        self._parts -= 1
+        if self._parts == 0:
+            self.delivery.settle()
+            self.on_settled()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """A sample that waits for one detector, prepared by the model that will score it."""
+
+    pending: Pending
+    sample: Sample
+    prepared: Any
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A delivery for the dead letter: why (a BadReason), and the error in words."""
+
+    pending: Pending
+    reason: str
+    error: str
+
+
+Bury = Callable[[Sequence[Bad]], Awaitable[None]]
+"""Puts into the dead letter, and when that is confirmed finishes each."""
+
+
+@dataclass(slots=True, eq=False)
+class _Decoded:
+    """What a worker made of a delivery: a sample prepared for each detector that takes it, or what is wrong with it."""
+
+    pending: Pending
+    sample: Sample | None = None
+    error: Exception | None = None
+    prepared: dict[str, Any | Exception] | None = None  # by detector
+
+
+class Intake:
+    """Reads one source, decodes each message once for all its detectors, and deals the samples out in order."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        name: str,
+        options: SourceOptions,
+        detectors: Mapping[str, DetectorSettings],
+        slots: Mapping[str, ModelSlot],
+        batchers: Mapping[str, Batcher[Item]],
+        workers: anyio.CapacityLimiter,
+        probation: Probation,
+        devices: Devices,
+        bury: Bury,
+        report: Report,
+    ) -> None:
+        self.source = source
+        self.unsettled = 0
+        """Deliveries that were handed out and not settled."""
+        self._name = name
+        self._options = options
+        self._detectors = detectors
+        self._slots = slots
+        self._batchers = batchers
+        self._workers = workers
+        self._probation = probation
+        self._devices = devices
+        self._bury = bury
+        self._report = report
+        self._unwatched: set[str] = set()
+        self._waiting: anyio.CancelScope | None = None  # around the wait for a first model
+        self._draining = False
+
+    async def run(self) -> None:
+        """Until the source ends."""
+        send, receive = anyio.create_memory_object_stream[Delivery](self._options.max_in_flight)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._read, send)
+            tasks.start_soon(self._decode, receive)
+
+    async def stop(self) -> None:
+        """Read no more. What waits for a first model is left unsettled, and comes again."""
+        self._draining = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        await self.source.stop()
+
+    async def _read(self, send: MemoryObjectSendStream[Delivery]) -> None:
+        with send:
+            async for delivery in self.source:
+                self.unsettled += 1
+                try:
+                    await send.send(delivery)
+                except anyio.BrokenResourceError:  # the decoder has left: draining, and no model ever came
+                    return
+
+    async def _decode(self, receive: MemoryObjectReceiveStream[Delivery]) -> None:
+        most = max(detector.max_batch_size for detector in self._detectors.values())
+        with receive:
+            async for first in receive:
+                singly = self._probation.singly(self._name, self._options.max_in_flight)
+                group = [first]
+                while len(group) < most and not singly:
+                    try:
+                        group.append(receive.receive_nowait())
+                    except (anyio.WouldBlock, anyio.EndOfStream):
+                        break
+                models = await self._models()
+                if models is None:
+                    return
+                if singly:
+                    await self._alone(first, models)
+                else:
+                    await self._deal([Pending(delivery, self._settled) for delivery in group], models)
+
+    async def _models(self) -> dict[str, Model] | None:
+        """The current models; waits for the first of each, which holds the source. None when draining meanwhile."""
+        models = {}
+        for name, slot in self._slots.items():
+            if slot.model is None:
+                with anyio.CancelScope() as self._waiting:
+                    if not self._draining:
+                        await slot.ready()
+            if slot.model is None:
+                return None
+            models[name] = slot.model
+        return models
+
+    async def _alone(self, delivery: Delivery, models: Mapping[str, Model]) -> None:
+        """One delivery alone in the whole daemon, its id on record, so that it is known if it kills the process."""
+        settled = anyio.Event()
+
+        def on_settled() -> None:
+            self._settled()
+            settled.set()
+
+        async with self._probation.alone(self._name, delivery.message.id) as deaths:
+            pending = Pending(delivery, on_settled)
+            if deaths >= MOST_DEATHS:
+                await self._bury([Bad(pending, "failed", f"the process died {deaths} times while this was in work")])
+            else:
+                await self._deal([pending], models, at_once=True)
+            await settled.wait()
+
+    async def _deal(self, group: list[Pending], models: Mapping[str, Model], *, at_once: bool = False) -> None:
+        """Decode and prepare a group in the worker pool, then put each sample before the detectors that take it, in order."""
+        share = -(-len(group) // WORKERS)
+        parts = [group[start : start + share] for start in range(0, len(group), share)]
+        decoded: list[list[_Decoded]] = [[]] * len(parts)
+
+        async def work(part: int) -> None:
+            decoded[part] = await anyio.to_thread.run_sync(self._prepare, parts[part], models, limiter=self._workers)
+
+        async with anyio.create_task_group() as workers:
+            for part in range(len(parts)):
+                workers.start_soon(work, part)
+        bad: list[Bad] = []
+        for one in (one for part in decoded for one in part):
+            if one.error is not None:
+                bad.append(_bad(one.pending, one.error))
+                continue
+            for name, prepared in (one.prepared or {}).items():
+                one.pending.deal()
+                if isinstance(prepared, Exception):
+                    if not isinstance(prepared, BadSample):
+                        await self._devices.run(models[name].detector.device, check_model, models[name])
+                    bad.append(_bad(one.pending, prepared))
+                else:
+                    assert one.sample is not None
+                    item = Item(one.pending, one.sample, prepared, models[name])
+                    await self._batchers[name].put((self._name, one.sample.stream), item, at_once=at_once)
+            one.pending.finish()
+        await self._bury(bad)
+
+    def _prepare(self, part: Sequence[Pending], models: Mapping[str, Model]) -> list[_Decoded]:
+        """In a worker thread. Any exception is one of this message or of its model, never of the flow."""
+        done = []
+        for pending in part:
+            one = _Decoded(pending)
+            done.append(one)
+            try:
+                sample = one.sample = decode(pending.delivery.message, self._options)
+                takers = self._takers(sample, models)
+            except Exception as error:
+                one.error = error
+                continue
+            one.prepared = {}
+            for name, model in takers.items():
+                try:
+                    one.prepared[name] = model.detector.prepare(sample)
+                except Exception as error:
+                    one.prepared[name] = error
+        return done
+
+    def _takers(self, sample: Sample, models: Mapping[str, Model]) -> dict[str, Model]:
+        """The detectors that watch this stream. Raises BadSample when none of them is made for such samples."""
+        watching = {name: model for name, model in models.items() if any(fnmatchcase(sample.stream, glob) for glob in self._detectors[name].streams)}
+        takers = {name: model for name, model in watching.items() if model.detector.modality == sample.modality}
+        if watching and not takers:
+            raise BadSample("unsupported", f"{sample.modality} from stream {sample.stream}, whose detectors ({', '.join(watching)}) do not take it")
+        if not watching:
+            known = sample.stream in self._unwatched or len(self._unwatched) >= MOST_STREAMS_LOGGED
+            self._report("stream_unwatched", quiet=known, source=self._name, stream=sample.stream)
+            if not known:
+                self._unwatched.add(sample.stream)
+        return takers
+
+    def _settled(self) -> None:
+        self.unsettled -= 1
+
+
+def _bad(pending: Pending, error: Exception) -> Bad:
+    if isinstance(error, BadSample):
+        return Bad(pending, error.reason, str(error))
+    return Bad(pending, "failed", f"{type(error).__name__}: {error}")

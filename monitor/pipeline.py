@@ -1,0 +1,244 @@
+"""read -> decode -> prepare -> batch -> score -> judge -> publish -> settle, for sources and detectors that hang together.
+
+    source --Intake--> Batcher per detector --stack--> --score--> --publish--> settle
+
+Every arrow is bounded, so that a slow or absent sink holds the source. While one batch is scored on its device's thread,
+the next is stacked (and copied there), the one before is published, and a worker pool decodes.
+"""
+
+import itertools
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from monitor import serving
+from monitor.batching import Batcher
+from monitor.errors import DeviceLost
+from monitor.intake import WORKERS, Bad, Intake, Item
+from monitor.ports import Context, Report
+from monitor.probation import Probation
+from monitor.publishing import Outlet, burial
+from monitor.registry import resolve
+from monitor.serving import Devices, Model, ModelSlot
+from monitor.state import State
+from monitor.store import ModelStore
+from monitor.topology import PipelineSettings
+from monitor.types import Batch, DeadLetter, Event, Scores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Staged:
+    """A batch on its way to the device; None where it could not even be stacked."""
+
+    items: list[Item]
+    batch: Batch | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """What came back: `scores` of the kept items, and (item, error) of those that fail alone."""
+
+    kept: list[Item]
+    scores: Scores
+    failed: list[tuple[Item, str]]
+    time: float
+
+
+class Pipeline:
+    """Runs one connected part of the topology until `stop` has drained it or its task is cancelled."""
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        *,
+        site: str,
+        poll: float,
+        store: ModelStore,
+        state: State,
+        probation: Probation,
+        devices: Devices,
+        report: Report,
+    ) -> None:
+        self.settings = settings
+        self.ended = anyio.Event()
+        self._site = site
+        self._poll = poll
+        self._devices = devices
+        self._report = report
+        detectors = settings.detectors
+        self._slots = {name: ModelSlot(name, detector, site=site, store=store, report=report) for name, detector in detectors.items()}
+        self._batchers: dict[str, Batcher[Item]] = {
+            name: Batcher(max_batch_size=detector.max_batch_size, max_wait=detector.max_wait, capacity=2 * detector.max_batch_size)
+            for name, detector in detectors.items()
+        }
+        workers = anyio.CapacityLimiter(WORKERS)
+        self._intakes = []
+        for name, options in settings.sources.items():
+            readers = {reader for reader, detector in detectors.items() if name in detector.inputs}
+            self._intakes.append(
+                Intake(
+                    resolve(options.implementation)(options, Context(name=name, report=report, positions=state)),
+                    name=name,
+                    options=options,
+                    detectors={reader: detectors[reader] for reader in readers},
+                    slots={reader: self._slots[reader] for reader in readers},
+                    batchers={reader: self._batchers[reader] for reader in readers},
+                    workers=workers,
+                    probation=probation,
+                    devices=devices,
+                    bury=self._bury,
+                    report=report,
+                )
+            )
+        self._outlets = {
+            name: Outlet(name, resolve(sink.options.implementation)(sink.options, Context(name=name, report=report)), sink.events, report)
+            for name, sink in settings.sinks.items()
+        }
+        letters, context = settings.dead_letter, Context(name="dead_letter", report=report)
+        self._dead_letter = Outlet("dead_letter", resolve(letters.implementation)(letters, context), ["dead_letter"], report)
+        self._opening = anyio.CancelScope()
+        self._running = anyio.CancelScope()
+
+    @property
+    def unsettled(self) -> int:
+        """Deliveries that were handed out and not settled."""
+        return sum(intake.unsettled for intake in self._intakes)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Reports started when the models that exist are loaded, brokers or not."""
+        try:
+            with self._running:
+                for slot in self._slots.values():
+                    await slot.refresh()
+                task_status.started()
+                async with AsyncExitStack() as stack:
+                    with self._opening:
+                        for outlet in (*self._outlets.values(), self._dead_letter):
+                            await outlet.open()
+                            stack.push_async_exit(outlet.sink.__aexit__)
+                        for intake in self._intakes:
+                            await stack.enter_async_context(intake.source)
+                    if not self._opening.cancelled_caught:
+                        await self._flow()
+        finally:
+            self.ended.set()
+
+    async def stop(self) -> None:
+        """Read no more; what was begun is finished, and then `run` returns."""
+        self._opening.cancel()
+        for intake in self._intakes:
+            await intake.stop()
+
+    async def cancel(self) -> None:
+        """End at once; what is unsettled comes again."""
+        self._running.cancel()
+        await self.ended.wait()
+
+    def look(self) -> None:
+        """Look in the store at once."""
+        for slot in self._slots.values():
+            slot.wake()
+
+    async def _flow(self) -> None:
+        async with anyio.create_task_group() as watch:
+            for slot in self._slots.values():
+                watch.start_soon(slot.watch, self._poll)
+            async with anyio.create_task_group() as flow:
+                for name in self.settings.detectors:
+                    to_score, staged = anyio.create_memory_object_stream[Staged](0)
+                    to_publish, scored = anyio.create_memory_object_stream[Scored](0)
+                    flow.start_soon(self._stack, name, to_score)
+                    flow.start_soon(self._score, staged, to_publish)
+                    flow.start_soon(self._publish, name, scored)
+                async with anyio.create_task_group() as intakes:
+                    for intake in self._intakes:
+                        intakes.start_soon(intake.run)
+                for batcher in self._batchers.values():
+                    batcher.close()
+            watch.cancel_scope.cancel()
+
+    async def _stack(self, name: str, send: MemoryObjectSendStream[Staged]) -> None:
+        with send:
+            while items := await self._batchers[name].next_batch():
+                for model, group in itertools.groupby(items, key=lambda item: item.model):  # a swap may lie within
+                    part = list(group)
+                    await send.send(Staged(part, await anyio.to_thread.run_sync(_stacked, model, part)))
+
+    async def _score(self, receive: MemoryObjectReceiveStream[Staged], send: MemoryObjectSendStream[Scored]) -> None:
+        with receive, send:
+            async for staged in receive:
+                items, model = staged.items, staged.items[0].model
+                samples, prepared = [item.sample for item in items], [item.prepared for item in items]
+                device = model.detector.device
+                kept, scores, failures = await self._devices.run(device, serving.score, model, samples, prepared, staged.batch, self._report)
+                failed = [(items[index], error) for index, error in failures.items()]
+                await send.send(Scored([items[index] for index in kept], scores, failed, time.time()))
+
+    async def _publish(self, name: str, receive: MemoryObjectReceiveStream[Scored]) -> None:
+        takes = [self._outlets[sink] for sink, settings in self.settings.sinks.items() if settings.inputs is None or name in settings.inputs]
+        types: frozenset[str] = frozenset().union(*(outlet.types for outlet in takes))
+        with receive:
+            async for scored in receive:
+                refused = await self._send(takes, await anyio.to_thread.run_sync(_events, scored, types))
+                if refused:
+                    await self._dead_letter.send([burial(letter, self._site) for letter in refused])
+                await self._bury([Bad(item.pending, "failed", error) for item, error in scored.failed])
+                for item in scored.kept:
+                    item.pending.finish()
+
+    async def _send(self, outlets: Sequence[Outlet], events: Sequence[Event]) -> list[DeadLetter]:
+        """To all outlets at once; returns what they refuse for ever."""
+        refused: list[DeadLetter] = []
+
+        async def send(outlet: Outlet) -> None:
+            wanted = [event for event in events if event.type in outlet.types]
+            if wanted:
+                refused.extend(await outlet.send(wanted))
+
+        async with anyio.create_task_group() as sending:
+            for outlet in outlets:
+                sending.start_soon(send, outlet)
+        return refused
+
+    async def _bury(self, bad: Sequence[Bad]) -> None:
+        """Dead letters, one per message, confirmed; only then finished."""
+        letters: dict[str, DeadLetter] = {}
+        for one in bad:
+            message = one.pending.delivery.message
+            letters.setdefault(message.id, DeadLetter(message=message, reason=one.reason, error=one.error))
+        if letters and await self._dead_letter.send([burial(letter, self._site) for letter in letters.values()]):
+            raise RuntimeError("the dead letter refuses a message for ever, which would be lost")
+        for letter in letters.values():
+            self._report("dead_lettered", cause=letter.reason, message=letter.message.id, error=letter.error)
+        for one in bad:
+            one.pending.finish()
+
+
+def _stacked(model: Model, items: Sequence[Item]) -> Batch | None:
+    """In a worker thread. None where it raises: then each sample is tried alone (rule 9)."""
+    try:
+        return model.detector.stack([item.sample for item in items], [item.prepared for item in items])
+    except DeviceLost:
+        raise
+    except Exception:
+        return None
+
+
+def _events(scored: Scored, types: frozenset[str]) -> list[Event]:
+    """In a worker thread: every event that some sink wants, in the order of the samples."""
+    if not scored.kept:
+        return []
+    judge = scored.kept[0].model.judge
+    events = []
+    for verdict in judge.verdicts([item.sample for item in scored.kept], scored.scores, scored.time):
+        if "monitor.score.v1" in types:
+            events.append(judge.score(verdict))
+        if "monitor.alert.v1" in types and verdict.anomalous:
+            events.append(judge.alert(verdict))
+    return events

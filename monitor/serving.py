@@ -1,0 +1,161 @@
+"""The model that serves: loaded from the store, swapped between batches, scored on its device's thread, judged sane (rule 9)."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from monitor.config import DetectorSettings
+from monitor.errors import ConfigError, DeviceLost, ModelBroken, ModelRefused
+from monitor.judge import Judge
+from monitor.ports import Detector, Report
+from monitor.reference import load_detector, references_pass
+from monitor.store import ModelStore
+from monitor.types import Batch, ModelVersion, Sample, Scores
+
+R = TypeVar("R")
+
+
+class Devices:
+    """One thread per device: batches of all its detectors take turns, and none waits behind decoding."""
+
+    def __init__(self) -> None:
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for thread in self._threads.values():
+            thread.shutdown(wait=True, cancel_futures=True)
+
+    async def run(self, device: str, work: Callable[..., R], *args: Any) -> R:
+        """Run `work` on the device's thread."""
+        if device not in self._threads:
+            self._threads[device] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=device)
+        return await asyncio.wrap_future(self._threads[device].submit(work, *args))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Model:
+    """A loaded version and what judges by it."""
+
+    version: ModelVersion
+    detector: Detector
+    judge: Judge
+
+
+class ModelSlot:
+    """The current model of one detector. Whoever took a model before a swap finishes with that one."""
+
+    def __init__(self, name: str, settings: DetectorSettings, *, site: str, store: ModelStore, report: Report) -> None:
+        self._name = name
+        self._settings = settings
+        self._site = site
+        self._store = store
+        self._report = report
+        self._seen: str | None = None  # the version looked at last: a refused one is not loaded at every look
+        self._refusal: str | None = None
+        self._loaded = anyio.Event()
+        self._look = anyio.Event()
+        self.model: Model | None = None
+
+    async def refresh(self) -> None:
+        """Look in the store; load and swap in what was promoted. A version that is refused leaves the one before."""
+        try:
+            version = await anyio.to_thread.run_sync(self._store.current, self._name)
+            if version is None:
+                if self._seen is None:
+                    self._report("model_missing", detector=self._name, mend=f"monitor train {self._name}")
+                    self._seen = ""
+                return
+            if version.id == self._seen:
+                return
+            self._seen = version.id
+            model = await anyio.to_thread.run_sync(self._load, version)
+        except (ModelRefused, ConfigError, OSError) as error:
+            if str(error) != self._refusal:
+                self._refusal = str(error)
+                self._report("model_refused", detector=self._name, error=str(error), serving=self.model.version.id if self.model else None)
+            return
+        self.model = model
+        self._refusal = None
+        self._loaded.set()
+        self._report("model_loaded", detector=self._name, model_version=version.id, device=model.detector.device, precision=model.detector.precision)
+
+    def _load(self, version: ModelVersion) -> Model:
+        if version.manifest["kind"] != self._settings.kind:
+            raise ModelRefused(f"{version.folder} is of kind {version.manifest['kind']}, detectors.{self._name} is of kind {self._settings.kind}")
+        detector = load_detector(version, device=self._settings.device, precision=self._settings.precision, report=self._report)
+        judge = Judge(site=self._site, version=version, false_alarm_probability=self._settings.false_alarm_probability)
+        return Model(version=version, detector=detector, judge=judge)
+
+    async def watch(self, poll: float) -> None:
+        """Refresh every `poll` seconds, and at once when woken."""
+        while True:
+            with anyio.move_on_after(poll):
+                await self._look.wait()
+            self._look = anyio.Event()
+            await self.refresh()
+
+    def wake(self) -> None:
+        self._look.set()
+
+    async def ready(self) -> Model:
+        """The current model; waits for the first one."""
+        await self._loaded.wait()
+        assert self.model is not None
+        return self.model
+
+
+def score(
+    model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batch: Batch | None, report: Report
+) -> tuple[list[int], Scores, dict[int, str]]:
+    """Score a batch on the calling thread; what was scored (indices and their scores), and what fails alone (index -> error).
+
+    A batch that raised when stacked (None), raises, or scores as not finite is repeated one sample at a time. What fails
+    alone is at fault only if the model's own reference samples still pass. Raises ModelBroken when they do not; DeviceLost.
+    """
+    detector = model.detector
+    everything = list(range(len(samples)))
+    if batch is not None:
+        try:
+            return everything, _checked(detector.score(batch), len(samples)), {}
+        except DeviceLost:
+            raise
+        except Exception as error:
+            report("batch_repeated", detector=model.version.name, model_version=model.version.id, cause=type(error).__name__, error=str(error))
+    alone: dict[int, Scores] = {}
+    failures: dict[int, str] = {}
+    for index in everything:
+        try:
+            single = detector.stack(samples[index : index + 1], prepared[index : index + 1])
+            alone[index] = _checked(detector.score(single), 1)
+        except DeviceLost:
+            raise
+        except Exception as error:
+            failures[index] = f"{type(error).__name__}: {error}"
+    if failures:
+        check_model(model)
+    values = np.concatenate([np.empty(0, np.float32), *(scores.values for scores in alone.values())])
+    maps = tuple(scores.maps[0] for scores in alone.values() if scores.maps)
+    return list(alone), Scores(values=values, maps=maps or None), failures
+
+
+def check_model(model: Model) -> None:
+    """Raises ModelBroken when the model no longer repeats its reference scores."""
+    if not references_pass(model.detector, model.version):
+        raise ModelBroken(f"{model.version.name} {model.version.id} no longer repeats its reference scores on {model.detector.device}")
+
+
+def _checked(scores: Scores, count: int) -> Scores:
+    if scores.values.shape != (count,) or (scores.maps is not None and len(scores.maps) != count):
+        raise ValueError(f"{count} samples got scores of shape {scores.values.shape} and {len(scores.maps or ())} maps")
+    if not np.isfinite(scores.values).all() or not all(np.isfinite(score_map).all() for score_map in scores.maps or ()):
+        raise ValueError("scores or maps that are not finite")
+    return scores
