@@ -40,6 +40,8 @@ class SourceOptions(Options):
     """What every source takes."""
 
     sender: ClassVar[str]
+    probe: ClassVar[str]
+    """Names `async probe(options)`, which returns when the other side lets us in, else raises Disconnected (check --online)."""
 
     max_in_flight: int = Field(default=256, ge=1, le=100_000)
     """Unsettled messages that the source hands out at most; when all are out, it holds."""
@@ -55,6 +57,7 @@ class SinkOptions(Options):
     """What every sink takes."""
 
     receiver: ClassVar[str]
+    probe: ClassVar[str]
 
     max_bytes: int = Field(default=1024 * 1024, ge=1024)
     """Largest record in bytes that this sink sends."""
