@@ -8,12 +8,12 @@ import binascii
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from connectors.maps import Place, describe
 from monitor.errors import BadSample, Rejected
-from monitor.types import Envelope, Event, Message
+from monitor.types import Envelope, Event, Message, rfc_3339
 
 STRUCTURED = "application/cloudevents+json"
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -121,11 +121,6 @@ def _data(event: dict[str, Any], content_type: str | None) -> bytes:
         raise BadSample("undecodable", f"the data of the CloudEvent cannot be read: {error}") from None
 
 
-def rfc_3339(seconds: float) -> str:
-    """Epoch seconds -> UTC to the microsecond, e.g. 2026-11-22T06:30:00.250000Z."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def structured(event: Event, **more: Any) -> bytes:
     """The event as structured JSON, with `more` added to its data. Raises ValueError where data hold NaN or infinity."""
     attributes = {
@@ -145,12 +140,18 @@ def encode(event: Event, *, max_bytes: int, place: Place | None = None, report: 
     """The event as structured JSON of at most `max_bytes`, its map as `data.map`; without the map if it is too large with it.
 
     For a worker thread: it compresses the map, and `place` may write or send it. Raises Rejected for an event that is too
-    large even without, and what `place` raises.
+    large even without, and what `place` raises, but for its Rejected: then the event goes without its map too.
     """
-    record = structured(event, map=describe(event, place) if event.map is not None else None)
-    if len(record) > max_bytes and event.map is not None:
-        report("map_dropped", event=event.id, size=len(record), max_bytes=max_bytes)
-        record = structured(event, map=None)
+    record = structured(event)
+    if event.map is not None:
+        try:
+            with_map = structured(event, map=describe(event, place))
+        except Rejected as error:
+            report("map_dropped", event=event.id, error=str(error))
+        else:
+            if len(with_map) <= max_bytes:
+                return with_map
+            report("map_dropped", event=event.id, error=f"{len(with_map)} bytes, this sink sends at most {max_bytes}")
     if len(record) > max_bytes:
         raise Rejected(f"event {event.id} has {len(record)} bytes, this sink sends at most {max_bytes}", [event.id])
     return record

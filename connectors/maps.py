@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from connectors.files import write_durably
-from monitor.errors import MonitorError
+from monitor.errors import Disconnected, MonitorError
 from monitor.types import Event, FloatArray
 
 INLINE_BYTES = 64 * 1024
@@ -44,13 +44,19 @@ def describe(event: Event, place: Place | None = None) -> dict[str, Any]:
 
 
 def place_in(folder: Path) -> Place:
-    """Files named by the sha256 of their bytes, so that a redelivery writes nothing new; the uri is file:///..."""
+    """Files named by the sha256 of their bytes, so that a redelivery writes nothing new; the uri is file:///...
 
-    def place(_: Event, png: bytes) -> str:
+    The place raises Disconnected where the disk is full or the folder cannot be made.
+    """
+
+    def place(event: Event, png: bytes) -> str:
         path = folder.resolve() / f"{hashlib.sha256(png).hexdigest()}.png"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, png)
+        try:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(path, png)
+        except OSError as error:
+            raise Disconnected(f"map of event {event.id} cannot be written to {folder}: {error}", "lost") from error
         return path.as_uri()
 
     return place

@@ -22,6 +22,7 @@ HAPPENINGS: dict[str, str] = {
     "event_rejected": "error",  # a sink will never take this event; it went to the dead letter
     "dead_lettered": "warning",  # a message went to the dead letter; cause says why
     "payload_spilled": "warning",  # a dead letter's payload was beyond its max_bytes and lies in the spill folder
+    "file_unreadable": "warning",  # a file of a folder source, or the headers beside it, could not be read; said once per file
     "commit_failed": "warning",  # settled positions could not be committed; they come again
     "ready": "info",  # configuration is read and the models that exist are loaded
     "draining": "info",  # SIGTERM: sources stop, what is out is finished

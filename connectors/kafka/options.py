@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from connectors.options import MapsInFolder
 from monitor.ports import Options, SinkOptions, SourceOptions
 
 _TOPIC = r"^[A-Za-z0-9._-]{1,249}$"
@@ -122,15 +123,6 @@ class KafkaSourceOptions(KafkaConnectionOptions, SourceOptions):
         if self.drain > self.max_poll_interval / 2:
             raise ValueError(f"drain = {self.drain} must be at most half of max_poll_interval = {self.max_poll_interval}, which bounds a rebalance")
         return self
-
-
-class MapsInFolder(BaseModel):
-    """Maps that are too large to stand inline become files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    path: Path
-    """Folder that the consumers of the alerts can read too."""
 
 
 class MapsInTopic(BaseModel):

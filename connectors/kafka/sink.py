@@ -8,9 +8,10 @@ import anyio.to_thread
 
 from connectors.cloudevents import STRUCTURED, encode
 from connectors.kafka.connection import client_arguments
-from connectors.kafka.options import KafkaSinkOptions, MapsInFolder, MapsInTopic
+from connectors.kafka.options import KafkaSinkOptions, MapsInTopic
 from connectors.kafka.producer import Producer, Record, Refused
 from connectors.maps import Place, place_in
+from connectors.options import MapsInFolder
 from monitor.errors import Rejected
 from monitor.ports import Context
 from monitor.types import Event
