@@ -45,9 +45,7 @@ class ApacheKafka:
                 self._certificates()
                 config.write_text("".join(f"{key}={value}\n" for key, value in self._properties().items()))
                 users = [
-                    argument
-                    for digest in ("256", "512")
-                    for argument in ("--add-scram", f"SCRAM-SHA-{digest}=[name={USER},password={PASSWORD}]")
+                    argument for digest in ("256", "512") for argument in ("--add-scram", f"SCRAM-SHA-{digest}=[name={USER},password={PASSWORD}]")
                 ]
                 formatting = self._java("kafka.tools.StorageTool", "format", "--standalone", "-t", "plant-monitor-test-01", "-c", str(config), *users)
                 subprocess.run(formatting, check=True, stdout=log, stderr=log)

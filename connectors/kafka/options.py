@@ -84,6 +84,7 @@ class KafkaSourceOptions(KafkaConnectionOptions, SourceOptions):
 
     implementation: ClassVar[str] = "connectors.kafka.source:KafkaSource"
     sender: ClassVar[str] = "connectors.kafka.sender:KafkaSender"
+    probe: ClassVar[str] = "connectors.kafka.diagnosis:probe"
 
     topics: tuple[str, ...] = Field(min_length=1)
     """Topics to read."""
@@ -138,6 +139,7 @@ class KafkaProducerOptions(KafkaConnectionOptions, SinkOptions):
     """What a Kafka sink and a Kafka dead letter share."""
 
     receiver: ClassVar[str] = "connectors.kafka.receiver:KafkaReceiver"
+    probe: ClassVar[str] = "connectors.kafka.diagnosis:probe"
 
     topic: str = Field(pattern=_TOPIC)
     """Topic to write."""

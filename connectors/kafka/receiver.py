@@ -11,12 +11,12 @@ import anyio.to_thread
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from connectors.cloudevents import rfc_3339
 from connectors.kafka.connection import client_arguments, disconnected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.options import KafkaProducerOptions
 from connectors.maps import read_map
 from monitor.errors import MonitorError
+from monitor.types import rfc_3339
 
 _POLL = 0.2
 _ANSWER = 10_000
@@ -107,7 +107,7 @@ class KafkaReceiver:
 
 
 def _event(record: Any) -> Mapping[str, Any]:
-    """A sink's CloudEvent; of a dead letter, one that says what its headers say and how to find its record."""
+    """A sink's CloudEvent; of a dead letter, one with the `data` that a folder dead letter writes."""
     headers = dict(record.headers)
     if "monitor-source" not in headers:
         try:
@@ -117,8 +117,15 @@ def _event(record: Any) -> Mapping[str, Any]:
         if not isinstance(event, dict):
             raise MonitorError(f"{record.topic}/{record.partition}-{record.offset} is no CloudEvent")
         return event
-    said = {name: headers[f"monitor-{name}"].decode() for name in ("reason", "error", "source", "topic", "position")}
-    spilled = json.loads(record.value) if "monitor-spilled" in headers else {"base64": base64.b64encode(record.value or b"").decode()}
+    said = {name: headers[f"monitor-{name}"].decode() for name in ("source", "topic", "position", "reason", "error")}
+    facts: dict[str, Any] = {
+        "key": None if record.key is None else _readable(record.key),
+        "headers": [{"name": name, **_readable(value or b"")} for name, value in record.headers if not name.startswith("monitor-")],
+    }
+    if "monitor-spilled" in headers:
+        facts["spilled"] = json.loads(record.value)
+    else:
+        facts["payload"] = base64.b64encode(record.value or b"").decode()
     return {
         "specversion": "1.0",
         "id": headers["monitor-id"].decode(),
@@ -126,5 +133,13 @@ def _event(record: Any) -> Mapping[str, Any]:
         "source": f"kafka:{record.topic}/{record.partition}-{record.offset}",
         "subject": (record.key or b"").decode("utf-8", "replace"),
         "time": rfc_3339(record.timestamp / 1000),
-        "data": {**said, "payload": spilled},
+        "data": {**said, **facts},
     }
+
+
+def _readable(value: bytes) -> dict[str, str]:
+    """Text where it is text, else base64."""
+    try:
+        return {"text": value.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}

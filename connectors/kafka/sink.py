@@ -60,7 +60,7 @@ class KafkaSink:
             event, record = offered[at]
             if event.map is None:
                 return None
-            self._report_map(event, len(record.value), refused.error)
+            self._context.report("map_dropped", event=event.id, error=f"{len(record.value)} bytes: {refused.error}")
             return self._record(event.without_map())
 
         outcomes = self._producer.send_or_shrink([record for _, record in offered], shrink)
@@ -72,16 +72,8 @@ class KafkaSink:
 
     def _record(self, event: Event) -> Record:
         """Raises Rejected for an event that is too large even without its map."""
-        limit, report = self._options.max_bytes, self._context.report
-        try:
-            value = encode(event, max_bytes=limit, place=self._place, report=report)
-        except _MapRefused as error:
-            self._report_map(event, error.size, f"{error}; it goes inline, halved until it fits")
-            value = encode(event, max_bytes=limit, report=report)
+        value = encode(event, max_bytes=self._options.max_bytes, place=self._place, report=self._context.report)
         return Record(topic=self._options.topic, value=value, key=event.key.encode(), headers=CONTENT_TYPE)
-
-    def _report_map(self, event: Event, size: int, error: str) -> None:
-        self._context.report("map_dropped", sink=self._context.name, event=event.id, size=size, error=error)
 
     def _place_in_topic(self, event: Event, png: bytes) -> str:
         """A redelivery places its map again: retention clears the topic."""
@@ -89,11 +81,5 @@ class KafkaSink:
         topic = self._options.maps.topic
         (outcome,) = self._producer.send([Record(topic=topic, value=png, key=event.key.encode(), headers=(("content-type", b"image/png"),))])
         if isinstance(outcome, Refused):
-            raise _MapRefused(f"topic {topic} does not take it: {outcome.error}", len(png))
+            raise Rejected(f"topic {topic} does not take the map of {len(png)} bytes: {outcome.error}", [event.id])
         return f"kafka:{topic}/{outcome.partition}-{outcome.offset}"
-
-
-class _MapRefused(Exception):
-    def __init__(self, error: str, size: int) -> None:
-        super().__init__(error)
-        self.size = size
