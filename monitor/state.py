@@ -13,7 +13,7 @@ from typing import IO, Self
 from monitor.errors import ConfigError
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS running (began REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS running (began TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS in_process (id TEXT PRIMARY KEY, deaths INTEGER NOT NULL DEFAULT 0, open INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS settled (source TEXT NOT NULL, position TEXT NOT NULL, PRIMARY KEY (source, position)) WITHOUT ROWID;
 """
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS settled (source TEXT NOT NULL, position TEXT NOT NULL
 class State:
     """One daemon's state. Also the `Positions` of its sources. Thread-safe.
 
-    `unclean` is True when the run before ended without `__exit__` being told of an orderly end.
+    `unclean` is True when the run before ended without `end_clean`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,9 +40,10 @@ class State:
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(SCHEMA)
         except sqlite3.DatabaseError as error:
+            self._guard.close()
             raise ConfigError(f"daemon.state: {self._path} cannot be used as state database: {error}") from error
         self.unclean = self._db.execute("SELECT 1 FROM running").fetchone() is not None
-        self._db.execute("INSERT INTO running VALUES (unixepoch('subsec'))")
+        self._db.execute("INSERT INTO running VALUES (datetime('now'))")
         # dying with an id still written is one death on it
         self._db.execute("UPDATE in_process SET deaths = deaths + 1, open = 0 WHERE open = 1")
         return self
@@ -58,7 +59,7 @@ class State:
             self._db.execute("UPDATE in_process SET open = 0")
 
     def _hold(self) -> IO[str]:
-        guard = open(self._path.with_name(self._path.name + ".lock"), "w")  # noqa: SIM115 (held until __exit__)
+        guard = self._path.with_name(self._path.name + ".lock").open("w")
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

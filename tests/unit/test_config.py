@@ -1,0 +1,154 @@
+"""monitor.toml -> Settings: every mistake at once, each with its path."""
+
+from pathlib import Path
+
+import pytest
+
+from monitor.config import load_settings
+from monitor.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+GOOD = """
+[sources.cameras]
+kind = "kafka"
+bootstrap_servers = "127.0.0.1:9092"
+topics = ["press.images"]
+group_id = "monitor"
+
+[detectors.bottle]
+kind = "autoencoder"
+inputs = ["cameras"]
+
+[sinks.alerts]
+kind = "folder"
+path = "alerts"
+"""
+
+
+def load(tmp_path: Path, text: str, **environ: str):
+    file = tmp_path / "monitor.toml"
+    file.write_text(text)
+    return load_settings(file, environ)
+
+
+def mistakes(tmp_path: Path, text: str, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, **environ)
+    return list(caught.value.mistakes)
+
+
+def test_the_shipped_file_is_valid():
+    settings = load_settings(ROOT / "monitor.toml", {})
+
+    assert settings.daemon.site == "press_shop"
+    assert settings.store.path == ROOT / "var/models"
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path):
+    settings = load(tmp_path, GOOD)
+
+    assert settings.daemon.state == tmp_path / "var/state.db"
+    assert settings.sinks["alerts"].options.path == tmp_path / "alerts"
+    assert settings.dead_letter.path == tmp_path / "var/dead_letter"
+
+
+def test_ten_mistakes_are_ten_lines(tmp_path):
+    found = mistakes(
+        tmp_path,
+        """
+surprise = 1
+[daemon]
+grace = -1
+[store]
+pol = 5
+[sources.cameras]
+kind = "kafka"
+bootstrap_servers = "nonsense"
+topics = []
+group_id = "monitor"
+password = "secret"
+[sources.Other]
+kind = "folder"
+[detectors.bottle]
+kind = "autoencoder"
+inputs = ["camera"]
+false_alarm_probability = 2
+options = { varient = "baseline" }
+[sinks.alerts]
+kind = "pigeon"
+""",
+    )
+    starts = sorted(line.split(": ")[0] for line in found)
+
+    assert starts == [
+        "daemon.grace",
+        "detectors.bottle.false_alarm_probability",
+        "detectors.bottle.options.varient",
+        "sinks.alerts.kind",
+        "sources.Other",
+        "sources.cameras.bootstrap_servers",
+        "sources.cameras.password",
+        "sources.cameras.topics",
+        "store.pol",
+        "surprise",
+    ]
+    assert "did you mean poll?" in next(line for line in found if line.startswith("store.pol"))
+    assert not any("secret'" in line for line in found)
+
+
+def test_names_that_lead_nowhere(tmp_path):
+    found = mistakes(tmp_path, GOOD.replace('inputs = ["cameras"]', 'inputs = ["camera"]') + '\ninputs = ["bottles"]\n')
+
+    assert "detectors.bottle.inputs: no source is named 'camera'; expected one of cameras" in found
+    assert "sinks.alerts.inputs: no detector is named 'bottles'; expected one of bottle" in found
+    assert "sources.cameras: no detector reads it; name it in the inputs of one" in found
+
+
+def test_the_environment_goes_over_the_file(tmp_path):
+    settings = load(
+        tmp_path,
+        GOOD,
+        MONITOR__SOURCES__CAMERAS__BOOTSTRAP_SERVERS="broker:1234",
+        MONITOR__SOURCES__CAMERAS__TOPICS='["a", "b"]',
+        MONITOR__DETECTORS__BOTTLE__MAX_BATCH_SIZE="4",
+        MONITOR__DETECTORS__BOTTLE__OPTIONS__VARIANT="baseline",
+        MONITOR__DAEMON__SITE="works",
+        MONITOR_PORT="tcp://10.0.0.1:80",
+    )
+
+    assert settings.sources["cameras"].bootstrap_servers == "broker:1234"
+    assert settings.sources["cameras"].topics == ("a", "b")
+    assert settings.detectors["bottle"].max_batch_size == 4
+    assert settings.detectors["bottle"].options.variant == "baseline"
+    assert settings.daemon.site == "works"
+
+
+def test_an_unknown_variable_is_refused(tmp_path):
+    assert mistakes(tmp_path, GOOD, MONITOR__DAEMON__SIGHT="works") == ["daemon.sight: unknown key; did you mean site?"]
+    assert mistakes(tmp_path, GOOD, MONITOR__SITE="works")[0].startswith("MONITOR__SITE: no such key")
+
+
+def test_a_secret_comes_from_the_environment_or_a_file(tmp_path):
+    secure = GOOD.replace('group_id = "monitor"', 'group_id = "monitor"\nsecurity_protocol = "SASL_PLAINTEXT"\nsasl_mechanism = "PLAIN"\nusername = "u"')
+    by_environment = load(tmp_path, secure, MONITOR__SOURCES__CAMERAS__PASSWORD="[123")
+    (tmp_path / "pw").write_text("from file\n")
+    by_file = load(tmp_path, secure.replace('username = "u"', 'username = "u"\npassword_file = "pw"'))
+
+    assert by_environment.sources["cameras"].secret("password") == "[123"
+    assert by_file.sources["cameras"].secret("password") == "from file"
+    assert "[123" not in repr(by_environment)
+
+
+@pytest.mark.parametrize("text", ["[daemon", 'daemon = 1\nsources = "x"'])
+def test_what_is_not_even_tables(tmp_path, text):
+    assert mistakes(tmp_path, text)
+
+
+def test_what_no_release_has_yet_is_unknown(tmp_path):
+    assert mistakes(tmp_path, GOOD + "\n[api]\nport = 8440\n")[0].startswith("api: unknown table")
+
+
+def test_equal_files_are_equal_settings(tmp_path):
+    assert load(tmp_path, GOOD) == load(tmp_path, GOOD)
+    assert load(tmp_path, GOOD) != load(tmp_path, GOOD, MONITOR__DETECTORS__BOTTLE__MAX_WAIT="1")
