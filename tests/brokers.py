@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Broker(Protocol):
-    """`sasl`, `tls`, `ca`, `user` and `password` only with the ability "security", a second start only with "restart"."""
+    """`sasl`, `tls`, `ca`, `user` and `password` only with the ability "security"; a second start, `suspend` and `resume` only
+    with "restart"."""
 
     name: str
     abilities: frozenset[str]
@@ -35,6 +36,10 @@ class Broker(Protocol):
 
     def kill(self) -> None: ...
 
+    def suspend(self) -> None: ...
+
+    def resume(self) -> None: ...
+
 
 class NoBroker(Exception):
     """Says what was looked for."""
@@ -45,6 +50,10 @@ class StandIn:
 
     sasl = tls = user = password = ""
     ca = Path()
+
+    def suspend(self) -> None: ...
+
+    def resume(self) -> None: ...
 
 
 class RunningKafka(StandIn):

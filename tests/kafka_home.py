@@ -65,6 +65,15 @@ class ApacheKafka:
         """As a power cut would."""
         self._end(signal.SIGKILL)
 
+    def suspend(self) -> None:
+        """Stand still until `resume`, with every connection open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is not None:
