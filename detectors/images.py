@@ -11,7 +11,8 @@ from torch import Tensor
 from monitor.errors import BadSample
 from monitor.types import Sample
 
-Pixels = NDArray[np.uint8] | NDArray[np.float32]
+Pixels = NDArray[Any]
+"""Colours of one image or more, (..., S, S, 3): uint8, or float32 in [0, 1]."""
 
 
 def square_rgb(sample: Sample, side: int) -> Pixels:

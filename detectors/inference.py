@@ -53,7 +53,7 @@ class Upload:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def send(self, images: Pixels) -> Arriving:
         """(B, S, S, 3) -> (B, 3, S, S) of the same type."""
@@ -62,6 +62,6 @@ class Upload:
             return Arriving(pixels)
         with torch.cuda.stream(self._stream):
             there = pixels.pin_memory().to(self._device, non_blocking=True)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._stream)
         return Arriving(there, copied)

@@ -1,5 +1,7 @@
 """Synthetic defects on normal images: to choose without labels what no normal image can tell apart, e.g. which score to use."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.random import Generator
@@ -19,20 +21,21 @@ def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[Flo
     height, width = image.shape[:2]
     kind = random.choice(KINDS)
     shape = _line(height, width, random) if kind == "scratch" else _region(height, width, random)
+    paint: NDArray[Any]
     strength = random.uniform(0.25, 1.0)
     if kind == "patch":
         paint = np.roll(np.rot90(other, 2), random.integers(0, (height, width)), axis=(0, 1))
         if paint.shape != image.shape:
             raise ValueError(f"images of one size are needed, got {image.shape} and {other.shape}")
     elif kind == "blob":
-        grain = random.normal(0, 0.15, (height, width, 1))
-        paint = random.uniform(0, 1, 3) + cv2.GaussianBlur(grain, (0, 0), random.uniform(0.5, 2.0))[..., None]
+        grain = _blurred(random.normal(0, 0.15, (height, width)), random.uniform(0.5, 2.0))
+        paint = random.uniform(0, 1, 3) + grain[..., None]
     else:
         dark = random.random() < 0.5
         paint = np.full(image.shape, random.uniform(0.0, 0.3) if dark else random.uniform(0.7, 1.0))
     if kind == "smear":
         strength *= 0.7
-        shape = cv2.GaussianBlur(shape, (0, 0), 0.02 * max(height, width))
+        shape = _blurred(shape, 0.02 * max(height, width))
     weight = (strength * shape)[..., None]
     changed = np.clip((1 - weight) * image + weight * paint, 0, 1).astype(np.float32)
     mask = np.abs(changed - image).max(axis=2) > 2 / 255
@@ -41,8 +44,8 @@ def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[Flo
 
 def _region(height: int, width: int, random: Generator) -> FloatArray:
     """(H, W) in [0, 1]: an irregular patch, 4 to 25 % of the image's side across, anywhere inside."""
-    grown = cv2.GaussianBlur(random.normal(size=(height, width)).astype(np.float32), (0, 0), max(1.0, 0.02 * max(height, width)))
-    grown /= max(float(grown.std()), 1e-6)
+    grown = _blurred(random.normal(size=(height, width)), max(1.0, 0.02 * max(height, width)))
+    grown = grown / max(float(grown.std()), 1e-6)
     rows, columns = np.mgrid[:height, :width]
     y, x = random.uniform(0.1, 0.9, 2) * (height, width)
     radius_y, radius_x = np.maximum(random.uniform(0.02, 0.125, 2) * (height, width), 1.0)
@@ -51,7 +54,7 @@ def _region(height: int, width: int, random: Generator) -> FloatArray:
     aside = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
     distance = np.sqrt((along / radius_x) ** 2 + (aside / radius_y) ** 2)
     inside = (distance + 0.25 * grown < 1).astype(np.float32)
-    return cv2.GaussianBlur(inside, (0, 0), 0.7).astype(np.float32)
+    return _blurred(inside, 0.7)
 
 
 def _line(height: int, width: int, random: Generator) -> FloatArray:
@@ -67,4 +70,8 @@ def _line(height: int, width: int, random: Generator) -> FloatArray:
         points.append(point)
     thickness = max(1, round(side * random.uniform(0.004, 0.016)))
     cv2.polylines(shape, [np.round(points).astype(np.int32)], isClosed=False, color=1.0, thickness=thickness)
-    return cv2.GaussianBlur(shape, (0, 0), 0.5).astype(np.float32)
+    return _blurred(shape, 0.5)
+
+
+def _blurred(plane: NDArray[Any], sigma: float) -> FloatArray:
+    return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma), np.float32)

@@ -132,7 +132,7 @@ class _Run:
         order = torch.randperm(len(training)).to(training.device)
         total = torch.zeros((), device=training.device)
         batches = len(training) // size
-        for index in order[: batches * size].split(size):
+        for index in torch.split(order[: batches * size], size):
             with self.precision(training.device):
                 loss = self.loss(self.network, training[index])
             self.optimizer.zero_grad(set_to_none=True)
@@ -148,7 +148,7 @@ class _Run:
         self.network.eval()
         total = 0.0
         with torch.no_grad(), self.precision(held_out.device):
-            for batch in held_out.split(self.recipe.batch_size):
+            for batch in torch.split(held_out, self.recipe.batch_size):
                 total += float(self.loss(self.network, batch)) * len(batch)
         return total / len(held_out)
 

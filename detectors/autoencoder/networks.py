@@ -51,7 +51,7 @@ class AutoencoderNetwork(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 32, S, S), in the precision of the weights or of autocast."""
-        first = self.enc1(images)
+        first = self.enc1(images.to(self.enc1[0].weight.dtype))
         second = self.enc2(self.pool(first))
         third = self.enc3(self.pool(second))
         x = self.up3(self.bottleneck(self.pool(third)))
