@@ -69,14 +69,19 @@ class ModelStore:
             raise ModelRefused(f"{folder}: its manifest is that of {manifest.get('name')}/{manifest.get('id')}")
         return ModelVersion(name=name, id=version, folder=folder, manifest=manifest)
 
+    def current_id(self, name: str) -> str | None:
+        """Of the promoted version, which may be damaged. Raises ModelRefused where the log of promotions is."""
+        promoted = self._promoted(name)
+        return promoted[-1] if promoted else None
+
     def current(self, name: str) -> ModelVersion | None:
         """The promoted version, or None. Cheap: reads one small file unless it changed. Raises ModelRefused."""
-        promoted = self._promoted(name)
-        if not promoted:
+        promoted = self.current_id(name)
+        if promoted is None:
             return None
         last = self._last.get(name)
-        if last is None or last.id != promoted[-1]:
-            last = self._last[name] = self.open(name, promoted[-1])
+        if last is None or last.id != promoted:
+            last = self._last[name] = self.open(name, promoted)
         return last
 
     def history(self, name: str) -> list[dict[str, str]]:

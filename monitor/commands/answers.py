@@ -1,0 +1,27 @@
+"""What train, evaluate and models share: their detector's settings, and their answer for machines."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from monitor.config import DetectorSettings, Settings, load_settings
+from monitor.errors import ConfigError
+
+
+def detector_settings(config: Path, name: str) -> tuple[Settings, DetectorSettings]:
+    """Raises ConfigError for a bad file and for a detector that is not in it."""
+    settings = load_settings(config, os.environ)
+    if name not in settings.detectors:
+        raise ConfigError(f"{name}: no such detector in {config}: expected one of {', '.join(settings.detectors)}")
+    return settings, settings.detectors[name]
+
+
+def write_json(path: Path | None, answer: Any) -> None:
+    """Write what was printed, for `--json FILE`. Raises ConfigError where the file cannot be written."""
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(answer, indent=2, allow_nan=False) + "\n", "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json: {path}: {error.strerror}") from error

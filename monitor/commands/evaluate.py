@@ -1,0 +1,71 @@
+"""monitor evaluate: a model version against a labelled test split."""
+
+import argparse
+from pathlib import Path
+
+HELP = "score a labelled test split with a model version and report"
+EXAMPLE = """\
+example:
+  monitor evaluate bottle_ae --data data/mvtec --layout mvtec --category bottle --report var/report/bottle
+
+The report folder gets scores.csv, curves, histograms, maps, overlays, and one self-contained report.html.
+Samples per second include reading, decoding, scoring and maps, with every score that the method knows."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("evaluate", help=HELP, description=HELP, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("detector", metavar="NAME", help="a detector of the configuration")
+    parser.add_argument("--model-version", metavar="ID", help="default: the promoted one")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder that holds the categories")
+    parser.add_argument("--layout", required=True, metavar="L", help="mvtec")
+    parser.add_argument("--category", metavar="C", help="one category of the data set")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write pictures, tables and report.html there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.set_defaults(command=execute)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from monitor.commands.answers import detector_settings, write_json
+    from monitor.commands.progress import shown
+    from monitor.errors import ConfigError
+    from monitor.evaluation.layouts import labelled_files
+    from monitor.reference import load_detector
+    from monitor.store import ModelStore
+    from monitor.telemetry import Telemetry, configure_logging
+
+    configure_logging()
+    settings, detector = detector_settings(arguments.config, arguments.detector)
+    labelled = labelled_files(arguments.layout, arguments.data, arguments.category)
+    store = ModelStore(settings.store.path)
+    chosen = arguments.model_version
+    version = store.open(arguments.detector, chosen) if chosen else store.current(arguments.detector)
+    if version is None:
+        raise ConfigError(f"{arguments.detector}: no model is promoted in {store.path}: expected `monitor train {arguments.detector}` before")
+    loaded = load_detector(version, device=detector.device, precision=detector.precision, report=Telemetry().report)
+
+    from monitor.evaluation.evaluate import evaluate
+
+    with shown() as progress, tempfile.TemporaryDirectory(prefix="monitor-maps-") as maps:
+        evaluation = evaluate(
+            loaded,
+            version,
+            labelled,
+            false_alarm_probability=detector.false_alarm_probability,
+            max_batch_size=detector.max_batch_size,
+            folder=Path(maps),
+            progress=progress,
+        )
+        facts = {**evaluation.figures(), "layout": arguments.layout, "category": labelled.files.topic}
+        if arguments.report is not None:
+            from monitor.evaluation.report import write_report
+
+            write_report(evaluation, facts, arguments.report, progress)
+    told = {**facts, "scores": {score: one["image_auroc"] for score, one in facts["scores"].items()}}
+    for name, value in told.items():
+        print(f"{name}: {value}")
+    if arguments.report is not None:
+        print(f"report: {arguments.report / 'report.html'}")
+    write_json(arguments.json, facts)
+    return 0
