@@ -130,7 +130,9 @@ def test_an_unknown_variable_is_refused(tmp_path):
 
 
 def test_a_secret_comes_from_the_environment_or_a_file(tmp_path):
-    secure = GOOD.replace('group_id = "monitor"', 'group_id = "monitor"\nsecurity_protocol = "SASL_PLAINTEXT"\nsasl_mechanism = "PLAIN"\nusername = "u"')
+    secure = GOOD.replace(
+        'group_id = "monitor"', 'group_id = "monitor"\nsecurity_protocol = "SASL_PLAINTEXT"\nsasl_mechanism = "PLAIN"\nusername = "u"'
+    )
     by_environment = load(tmp_path, secure, MONITOR__SOURCES__CAMERAS__PASSWORD="[123")
     (tmp_path / "pw").write_text("from file\n")
     by_file = load(tmp_path, secure.replace('username = "u"', 'username = "u"\npassword_file = "pw"'))
