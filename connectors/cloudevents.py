@@ -147,11 +147,11 @@ def encode(event: Event, *, max_bytes: int, place: Place | None = None, report: 
         try:
             with_map = structured(event, map=describe(event, place))
         except Rejected as error:
-            report("map_dropped", event=event.id, error=str(error))
+            report("map_dropped", id=event.id, error=str(error))
         else:
             if len(with_map) <= max_bytes:
                 return with_map
-            report("map_dropped", event=event.id, error=f"{len(with_map)} bytes, this sink sends at most {max_bytes}")
+            report("map_dropped", id=event.id, error=f"{len(with_map)} bytes, this sink sends at most {max_bytes}")
     if len(record) > max_bytes:
         raise Rejected(f"event {event.id} has {len(record)} bytes, this sink sends at most {max_bytes}", [event.id])
     return record

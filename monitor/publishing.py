@@ -33,7 +33,7 @@ class Outlet:
             except Rejected as error:
                 for event in events:
                     if event.id in error.ids:
-                        self._report("event_rejected", sink=self.name, event=event.id, error=str(error))
+                        self._report("event_rejected", sink=self.name, id=event.id, error=str(error))
                         refused.append(_refused(self.name, event, str(error)))
 
         await self._patiently(attempt)

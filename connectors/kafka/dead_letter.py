@@ -74,7 +74,7 @@ class KafkaDeadLetter:
     def _spilled(self, event: Event, error: str) -> Record:
         whole = self._whole(event)
         facts = spill(self._options.spill, whole.value)
-        self._context.report("payload_spilled", sink=self._context.name, event=event.id, error=error, **facts)
+        self._context.report("payload_spilled", sink=self._context.name, id=event.id, error=error, **facts)
         key, headers = whole.key, whole.headers
         if _size(whole) > self._options.max_bytes // 2:
             beside = {

@@ -60,7 +60,7 @@ class KafkaSink:
             event, record = offered[at]
             if event.map is None:
                 return None
-            self._context.report("map_dropped", event=event.id, error=f"{len(record.value)} bytes: {refused.error}")
+            self._context.report("map_dropped", id=event.id, error=f"{len(record.value)} bytes: {refused.error}")
             return self._record(event.without_map())
 
         outcomes = self._producer.send_or_shrink([record for _, record in offered], shrink)
