@@ -40,7 +40,7 @@ def sync_folder(folder: Path) -> None:
 
 def safe_name(text: str) -> str:
     """A file name for any text: the same for the same text, another for another. Never hidden, never a path."""
-    name = quote(text, safe=" @=+,")
+    name = quote(text, safe=" @=+,") or "%"
     if name.startswith((".", " ")):
         name = f"%{ord(name[0]):02X}{name[1:]}"
     if len(name) > _LONGEST_NAME:

@@ -8,7 +8,6 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,15 +174,3 @@ class MemoryDeadLetterBinding(_Place):
             )
             for letter in channel(self.channel).letters
         ]
-
-
-SOURCES: dict[str, type[SourceBinding]] = {"folder": FolderSourceBinding, "memory": MemorySourceBinding}
-SINKS: dict[str, type[SinkBinding]] = {"folder": FolderSinkBinding, "memory": MemorySinkBinding}
-DEAD_LETTERS: dict[str, type[DeadLetterBinding]] = {"folder": FolderDeadLetterBinding, "memory": MemoryDeadLetterBinding}
-
-if find_spec("contract.bindings_kafka") is not None:
-    from contract import bindings_kafka
-
-    SOURCES |= bindings_kafka.SOURCES
-    SINKS |= bindings_kafka.SINKS
-    DEAD_LETTERS |= bindings_kafka.DEAD_LETTERS

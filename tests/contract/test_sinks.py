@@ -9,7 +9,8 @@ import anyio
 import cv2
 import numpy as np
 import pytest
-from contract.bindings import DEAD_LETTERS, SINKS, DeadLetterBinding, SinkBinding
+from contract.bindings import DeadLetterBinding, SinkBinding
+from contract.registered import DEAD_LETTERS, SINKS
 
 from monitor.errors import Rejected
 from monitor.ports import Context, Sink, SinkOptions
@@ -144,6 +145,7 @@ async def test_a_map_travels_and_is_the_map(place: SinkBinding, telemetry: Telem
     (found,) = place.events()
     facts = found["data"]["map"]
     grey = cv2.imdecode(np.frombuffer(base64.b64decode(facts["base64"]), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert grey is not None
     assert (facts["media_type"], facts["width"], facts["height"]) == ("image/png", 40, 40)
     scores = facts["black"] + grey.astype(np.float32) / 255 * (facts["white"] - facts["black"])
     assert event.map is not None
@@ -219,7 +221,7 @@ async def test_a_receiver_hears_what_is_sent_from_now_on_with_its_map(place: Sin
     assert set(heard) == {alert(2).id, alert(3).id}
     png = heard[alert(2).id]
     assert png is not None
-    assert cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED).shape == (20, 20)
+    assert cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED).shape == (20, 20)  # type: ignore[union-attr]
     assert heard[alert(3).id] is None
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import anyio
 import pytest
-from contract.bindings import SOURCES, Record, SourceBinding
+from contract.bindings import Record, SourceBinding
+from contract.registered import SOURCES
 
 from monitor.ports import Context, Delivery, Source
 from monitor.registry import kinds, resolve
