@@ -139,12 +139,13 @@ class _Reader:
             self.mistakes.append(f"{name}: unknown table{_meant(name, Settings.model_fields)}")
         daemon = self._model(DaemonSettings, "daemon", self._table(tables, "daemon"))
         store = self._model(StoreSettings, "store", self._table(tables, "store"))
-        sources = {name: self._source(at, table) for name, at, table in self._named(tables, "sources")}
-        detectors = {name: self._detector(at, table) for name, at, table in self._named(tables, "detectors")}
-        sinks = {name: self._sink(at, table) for name, at, table in self._named(tables, "sinks")}
+        written = {top: {name: table for name, _, table in self._named(tables, top)} for top in ("sources", "detectors", "sinks")}
+        sources = {name: self._source(f"sources.{name}", dict(table)) for name, table in written["sources"].items()}
+        detectors = {name: self._detector(f"detectors.{name}", dict(table)) for name, table in written["detectors"].items()}
+        sinks = {name: self._sink(f"sinks.{name}", dict(table)) for name, table in written["sinks"].items()}
         letters = self._table(tables, "dead_letter") or {"kind": "folder", "path": "var/dead_letter"}
         dead_letter = self._options("dead_letters", SinkOptions, "dead_letter", letters)
-        self._topology(sources, detectors, sinks)
+        self._topology(written["sources"], written["detectors"], written["sinks"])
         if self.mistakes:
             return None
         return Settings(
@@ -211,19 +212,22 @@ class _Reader:
         if not isinstance(own, dict):
             self.mistakes.append(f"{at}.options: expected a table, options = {{ ... }}")
             own = {}
-        options = self._options("detectors", Options, f"{at}.options", own, kind=table.get("kind"), kind_at=at)
+        options = self._of_kind("detectors", Options, at, table.get("kind"), f"{at}.options", own)
         settings = self._model(DetectorSettings, at, {**table, "options": options or Options()}, skip="kind" if "kind" not in table else None)
         return settings if options else None
 
-    def _options(self, group: Group, base: type[O], at: str, table: dict[str, Any], kind: Any = None, kind_at: str | None = None) -> O | None:
-        kind = kind if kind_at else table.pop("kind", None)
+    def _options(self, group: Group, base: type[O], at: str, table: dict[str, Any]) -> O | None:
+        """The options that a kind takes: all keys of a source's or sink's table but `kind`."""
+        return self._of_kind(group, base, at, table.pop("kind", None), at, table)
+
+    def _of_kind(self, group: Group, base: type[O], kind_at: str, kind: Any, at: str, table: dict[str, Any]) -> O | None:  # noqa: PLR0917
         if not isinstance(kind, str):
-            self.mistakes.append(f"{kind_at or at}.kind: missing; it names the class")
+            self.mistakes.append(f"{kind_at}.kind: missing; it names the class")
             return None
         try:
             chosen = options_class(group, kind)
         except ConfigError as error:
-            self.mistakes.append(f"{kind_at or at}.kind: {error}")
+            self.mistakes.append(f"{kind_at}.kind: {error}")
             return None
         assert issubclass(chosen, base), f"{chosen} is registered as {group}"
         return self._model(chosen, at, table)
@@ -260,21 +264,25 @@ class _Reader:
                 changes[name] = self._anchored(value)
         return model.model_copy(update=changes)
 
-    def _topology(
-        self, sources: Mapping[str, Any], detectors: Mapping[str, DetectorSettings | None], sinks: Mapping[str, SinkSettings | None]
-    ) -> None:
+    def _topology(self, sources: Mapping[str, Any], detectors: Mapping[str, dict[str, Any]], sinks: Mapping[str, dict[str, Any]]) -> None:
+        """Names that lead nowhere; on the tables as written, so that another mistake in one does not hide these."""
         read: set[str] = set()
         for name, detector in detectors.items():
-            for source in detector.inputs if detector else ():
+            for source in _names(detector.get("inputs")):
                 read.add(source)
                 if source not in sources:
                     self.mistakes.append(f"detectors.{name}.inputs: no source is named {source!r}; expected one of {_listed(sources)}")
         for name, sink in sinks.items():
-            for wanted in (sink.inputs or ()) if sink else ():
+            for wanted in _names(sink.get("inputs")):
                 if wanted not in detectors:
                     self.mistakes.append(f"sinks.{name}.inputs: no detector is named {wanted!r}; expected one of {_listed(detectors)}")
-        if all(detectors.values()):
+        if read <= set(sources):  # else a misspelt name is told once, not twice
             self.mistakes += [f"sources.{name}: no detector reads it; name it in the inputs of one" for name in sources if name not in read]
+
+
+def _names(value: Any) -> list[str]:
+    value = value.parsed() if isinstance(value, _FromEnvironment) else value
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 def _secret(annotation: Any) -> bool:

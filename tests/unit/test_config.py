@@ -65,7 +65,7 @@ pol = 5
 [sources.cameras]
 kind = "kafka"
 bootstrap_servers = "nonsense"
-topics = []
+topics = ["press"]
 group_id = "monitor"
 password = "secret"
 [sources.Other]
@@ -84,12 +84,12 @@ kind = "pigeon"
     assert starts == [
         "daemon.grace",
         "detectors.bottle.false_alarm_probability",
+        "detectors.bottle.inputs",
         "detectors.bottle.options.varient",
         "sinks.alerts.kind",
         "sources.Other",
         "sources.cameras.bootstrap_servers",
         "sources.cameras.password",
-        "sources.cameras.topics",
         "store.pol",
         "surprise",
     ]
@@ -102,7 +102,12 @@ def test_names_that_lead_nowhere(tmp_path):
 
     assert "detectors.bottle.inputs: no source is named 'camera'; expected one of cameras" in found
     assert "sinks.alerts.inputs: no detector is named 'bottles'; expected one of bottle" in found
-    assert "sources.cameras: no detector reads it; name it in the inputs of one" in found
+
+
+def test_a_source_that_nobody_reads(tmp_path):
+    found = mistakes(tmp_path, GOOD + '\n[sources.spare]\nkind = "folder"\npath = "spare"\n')
+
+    assert found == ["sources.spare: no detector reads it; name it in the inputs of one"]
 
 
 def test_the_environment_goes_over_the_file(tmp_path):
