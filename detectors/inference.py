@@ -11,14 +11,18 @@ from detectors.devices import PRECISIONS
 from detectors.images import Pixels
 
 
-def made_fast(network: nn.Module, *, device: torch.device, precision: str, exact: Iterable[nn.Module]) -> nn.Module:
-    """Changes `network` in place for inference only, on `device`; the modules in `exact` stay fp32, and MUST hold the last layer."""
+def made_fast(network: nn.Module, *, device: torch.device, precision: str, exact: Iterable[str]) -> None:
+    """Changes `network` in place for inference only, on `device`; the modules named in `exact` ("enc1.0") stay fp32.
+
+    They MUST hold the last layer; the first, where a score compares with the input: rounding either shifts every score.
+    """
     network.eval().requires_grad_(False)
     fuse(network)
-    network.to(device=device, dtype=PRECISIONS[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in exact:
-        module.float()
-    return network
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    kept = {id(tensor) for name in exact for tensor in network.get_submodule(name).parameters()}
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point() and id(tensor) not in kept:
+            tensor.data = tensor.data.to(PRECISIONS[precision])
 
 
 def fuse(network: nn.Module) -> None:

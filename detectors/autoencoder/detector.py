@@ -112,7 +112,7 @@ class Autoencoder:
         precision = choose_precision(precision, place)
         settings, network = read_model(folder)
         with watched(place):
-            made_fast(network, device=place, precision=precision, exact=[network.out])
+            made_fast(network, device=place, precision=precision, exact=("enc1.0", "out"))
             upload = Upload(place)
             self._network, self._settings, self._upload = network, settings, upload
             self.device, self.precision = str(place), precision

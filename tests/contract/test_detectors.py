@@ -209,7 +209,7 @@ def test_it_says_where_and_in_what_it_scores(case: Case, trained: Trained) -> No
 
 @pytest.mark.parametrize(("device", "precision"), [("cuda:99", "auto"), ("tpu", "auto"), ("auto", "fp7"), ("cpu", "fp16")])
 def test_a_device_or_precision_that_is_not_here_is_a_mistake_in_the_configuration(case: Case, trained: Trained, device: str, precision: str) -> None:
-    with pytest.raises(ConfigError, match="expected|not here"):
+    with pytest.raises(ConfigError, match=r"expected|not here"):
         case.new().load(trained.folder, device=device, precision=precision)
 
 
