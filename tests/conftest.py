@@ -1,6 +1,8 @@
 """What all tests share: the asyncio backend, and what a run requires of its machine."""
 
+import gc
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +56,8 @@ def own_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     if "restart" not in kafka.abilities:
         _lacks("kafka", f"{kafka.name} cannot be stopped and started again")
     yield from _broker(request, tmp_path_factory, None)
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()  # the sockets that kafka-python left behind while it was away
 
 
 @pytest.fixture
