@@ -26,11 +26,12 @@ MOST_STREAMS_LOGGED = 1000  # names of streams come from outside
 class Pending:
     """A delivery on its way: settled when the last of its detectors has finished."""
 
-    __slots__ = ("_parts", "delivery", "on_settled")
+    __slots__ = ("_parts", "buried", "delivery", "on_settled")
 
     def __init__(self, delivery: Delivery, on_settled: Callable[[], None]) -> None:
         self.delivery = delivery
         self.on_settled = on_settled
+        self.buried = False  # it is on its way to the dead letter, once for all its detectors
         self._parts = 1  # the intake's own, until it has dealt the sample out
 
     def deal(self) -> None:

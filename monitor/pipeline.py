@@ -207,14 +207,15 @@ class Pipeline:
         return refused
 
     async def _bury(self, bad: Sequence[Bad]) -> None:
-        """Dead letters, one per message, confirmed; only then finished."""
-        letters: dict[str, DeadLetter] = {}
+        """Dead letters, one per message whatever its detectors, confirmed; only then finished."""
+        letters = []
         for one in bad:
-            message = one.pending.delivery.message
-            letters.setdefault(message.id, DeadLetter(message=message, reason=one.reason, error=one.error))
-        if letters and await self._dead_letter.send([burial(letter, self._site) for letter in letters.values()]):
+            if not one.pending.buried:
+                one.pending.buried = True  # no other part settles before this one is finished
+                letters.append(DeadLetter(message=one.pending.delivery.message, reason=one.reason, error=one.error))
+        if letters and await self._dead_letter.send([burial(letter, self._site) for letter in letters]):
             raise RuntimeError("the dead letter refuses a message for ever, which would be lost")
-        for letter in letters.values():
+        for letter in letters:
             self._report("dead_lettered", cause=letter.reason, message=letter.message.id, error=letter.error)
         for one in bad:
             one.pending.finish()

@@ -117,7 +117,7 @@ class Line:
 
 async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (what is waited for tells nobody)
             await anyio.sleep(0.005)
 
 
@@ -168,7 +168,7 @@ async def test_a_broken_model_settles_nothing_and_empties_no_stream(tmp_path, ho
     sabotage = tmp_path / "sabotage"
     line = Line(tmp_path, sabotage=sabotage)
     line.put(*(picture(number) for number in range(30)))
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012
         async with line.running():
             sabotage.write_text(how)
             settled = len(line.source.settled)
@@ -188,6 +188,15 @@ async def test_settled_when_the_last_detector_has_finished(tmp_path):
         await until(lambda: line.source.settled == positions(line.source))
 
     assert len(line.ids("score", "bottle0")) == len(line.ids("score", "bottle1")) == 20
+
+
+async def test_what_fails_in_two_detectors_has_one_dead_letter(tmp_path):
+    line = Line(tmp_path, detectors=2)
+    line.put(picture(0), picture(1, corner=RAISES), picture(2))
+    async with line.running():
+        await until(lambda: line.source.settled == positions(line.source))
+
+    assert [letter.message.position for letter in line.dead.letters] == ["1"]
 
 
 async def test_nothing_is_settled_while_the_sink_is_away(tmp_path):
