@@ -1,7 +1,6 @@
 """monitor check: is this monitor.toml right, and (online) is everything there that it needs."""
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def execute(arguments: argparse.Namespace) -> int:
+    from monitor.commands.answers import write_json
     from monitor.config import load_settings
 
     lines: list[dict[str, str]] = []
@@ -39,15 +39,13 @@ def execute(arguments: argparse.Namespace) -> int:
     try:
         settings = load_settings(arguments.config, os.environ)
     except ConfigError as error:
-        if arguments.json:
-            arguments.json.write_text(json.dumps([{"level": "mistake", "at": str(arguments.config), "text": text} for text in error.mistakes], indent=1))
+        write_json(arguments.json, [{"level": "mistake", "at": str(arguments.config), "text": text} for text in error.mistakes])
         raise
     say("ok", str(arguments.config), f"{len(settings.sources)} sources, {len(settings.detectors)} detectors, {len(settings.sinks)} sinks")
     _warn(settings, say)
     if arguments.online:
         _reach(settings, say)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(lines, indent=1) + "\n")
+    write_json(arguments.json, lines)
     return 2 if any(line["level"] == "mistake" for line in lines) else 0
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     async def listen() -> None:
         async with resolve(options.receiver)(options) as receiver:
-            print(f"# listening to {name}", flush=True) if not arguments.json_lines else None
+            print(f"# listening to {name}", file=sys.stderr, flush=True)
             async for event in receiver:
                 print(json.dumps(event) if arguments.json_lines else _line(event), flush=True)
                 if arguments.maps is not None:
@@ -54,7 +55,7 @@ def execute(arguments: argparse.Namespace) -> int:
         try:
             png = await receiver.map(event)
         except MonitorError as error:
-            print(f"# {error}", flush=True)
+            print(f"# {error}", file=sys.stderr, flush=True)
             return
         if png is not None:
             (arguments.maps / (re.sub(r"[^A-Za-z0-9._-]+", "_", str(event["id"])) + ".png")).write_bytes(png)
@@ -76,8 +77,9 @@ def _line(event: Mapping[str, Any]) -> str:
     where = "; ".join(f"{region['width']}x{region['height']} at ({region['x']}, {region['y']})" for region in data.get("regions", [])[:3])
     more = len(data.get("regions", [])) - 3
     kind = str(event["type"]).split(".")[1]
+    score = f"score {data['score']:.4g} (threshold {data['threshold']:.4g}, p {data['p_value']:.3g})"
     return (
-        f"{event['time']} {kind} {data['stream']} {event['id']}: score {data['score']:.4g} (threshold {data['threshold']:.4g}, p {data['p_value']:.3g})"
+        f"{event['time']} {kind} {data['stream']} {event['id']}: {score}"
         + (f", {data['supported']}" if "supported" in data else "")
         + (f" where: {where}" if where else "")
         + (f" and {more} more" if more > 0 else "")

@@ -1,16 +1,18 @@
 """monitor publish: files to a source's broker, as a plant system would send them."""
 
 import argparse
-import json
 import mimetypes
 import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from monitor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from monitor.types import Message
 
 HELP = "send files to a source's broker and topic"
 EXAMPLE = """\
@@ -26,7 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--to", required=True, metavar="SOURCE", help="a source of monitor.toml")
     parser.add_argument("--rate", type=_positive, metavar="R", help="messages per second (default: as fast as they are confirmed)")
     parser.add_argument("--stream", metavar="S", help="the stream's name, sent as header and key (default: none; the topic names it)")
-    parser.add_argument("--count", type=int, metavar="N", help="messages in all, from the first file again when there are fewer (default: each file once)")
+    parser.add_argument("--count", type=int, metavar="N", help="messages in all; begins again with the first file (default: each once)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write file, topic and position of each message")
     parser.set_defaults(command=execute)
 
@@ -41,6 +43,7 @@ def _positive(text: str) -> float:
 def execute(arguments: argparse.Namespace) -> int:
     import anyio
 
+    from monitor.commands.answers import write_json
     from monitor.config import load_settings
     from monitor.registry import resolve
 
@@ -70,7 +73,9 @@ def execute(arguments: argparse.Namespace) -> int:
     try:
         anyio.run(send)
     finally:
-        _say(sent, len(files), arguments.json)
+        topics = sorted({place["topic"] for place in sent})
+        print(f"{len(sent)} of {len(files)} messages confirmed" + (f" in {', '.join(topics)}" if topics else ""))
+        write_json(arguments.json, sent)
     return 0
 
 
@@ -86,7 +91,7 @@ def _files(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def _message(file: Path, root: Path, stream: str | None) -> "Message":  # type: ignore[name-defined]  # noqa: F821
+def _message(file: Path, root: Path, stream: str | None) -> "Message":
     from monitor.types import Message
 
     now = time.time()
@@ -106,10 +111,3 @@ def _message(file: Path, root: Path, stream: str | None) -> "Message":  # type: 
         key=stream.encode() if stream is not None else None,
         headers=tuple(headers),
     )
-
-
-def _say(sent: Sequence[dict[str, str]], wanted: int, file: Path | None) -> None:
-    topics = sorted({place["topic"] for place in sent})
-    print(f"{len(sent)} of {wanted} messages confirmed" + (f" in {', '.join(topics)}" if topics else ""), file=sys.stderr)
-    if file is not None:
-        file.write_text(json.dumps(sent, indent=1) + "\n")
