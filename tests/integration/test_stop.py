@@ -1,0 +1,69 @@
+"""How the daemon ends: drained, impatiently, out of grace."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.daemon import Daemon, wait_until
+from integration.plant import MODEL, Plant
+
+SLOW = {"max_batch_size": 1, "options": {**MODEL, "delay": 0.5}}
+"""Half a second per message."""
+
+
+def test_sigterm_under_load_drains_and_makes_no_doubles(plant: Plant, install: Callable[..., Path]) -> None:
+    daemon = Daemon(install(plant.tables()))
+    with plant.streaming(150, seed=1), daemon:
+        for _ in range(2):
+            before = len(plant.scored())
+            daemon.start()
+            daemon.ready()
+            wait_until(lambda before=before: len(plant.scored()) > before + 150, seconds=30, what=daemon.tail)
+            daemon.drain()
+            assert daemon.events("draining")
+            assert daemon.events("stopped", unsettled=0)
+
+    with daemon:
+        daemon.start()
+        plant.wait()
+        daemon.drain()
+    plant.audit(doubles=False)
+
+
+@pytest.mark.parametrize(("grace", "signals"), [(20.0, 2), (1.0, 1)], ids=["second SIGTERM", "out of grace"])
+def test_a_hard_stop_exits_3_and_what_is_unsettled_comes_again(plant: Plant, install: Callable[..., Path], grace: float, signals: int) -> None:
+    tables = plant.tables(daemon={"grace": grace}, detectors__bottle=SLOW)
+    configuration = install(tables)
+    plant.send(*["normal", "defect", "bad", "normal"] * 5)
+    with Daemon(configuration) as daemon:
+        daemon.start()
+        wait_until(lambda: len(plant.scored()) > 0, seconds=30, what=daemon.tail)
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_for("draining")
+        if signals == 2:
+            daemon.signal(signal.SIGTERM)
+        code = daemon.exit_code(seconds=4)  # of seven that draining would take
+
+        assert code == 3, daemon.tail()
+        unsettled = daemon.wait_for("stopped")["unsettled"]
+        assert unsettled > 0
+        assert plant.unsettled() >= unsettled
+
+        daemon.start()
+        plant.wait()
+        daemon.drain()
+    plant.audit()
+
+
+def test_a_mistake_in_the_configuration_exits_2_before_anything_starts(plant: Plant, install: Callable[..., Path]) -> None:
+    tables: dict[str, Any] = plant.tables(detectors__bottle={"inputs": ["camera"], "max_batch_size": 0}, daemon={"grase": 1.0})
+    with Daemon(install(tables)) as daemon:
+        daemon.start()
+        code = daemon.exit_code()
+        words = daemon.tail()
+
+    assert code == 2
+    assert all(path in words for path in ("detectors.bottle.inputs", "detectors.bottle.max_batch_size", "daemon.grase"))
+    assert daemon.events("ready") == []
