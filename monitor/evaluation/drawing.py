@@ -16,6 +16,8 @@ from monitor.types import FloatArray, Sample
 Pixels = NDArray[np.uint8]
 
 NORMAL, DEFECT, LINE = "#4477aa", "#cc3311", "#222222"
+CLEAR = np.float32(0.3)
+"""Up to this heat, 60 % of a map threshold above 0, an overlay leaves the image as it is."""
 
 
 class Scale:
@@ -66,9 +68,9 @@ def picture(sample: Sample) -> Pixels:
 
 
 def overlay(image: Pixels, heat: FloatArray, mask: NDArray[np.bool_]) -> Pixels:
-    """(H, W, 3) RGB under its heat (H, W), as opaque as it is hot; the true defect is outlined."""
+    """(H, W, 3) RGB under its heat (H, W), the more opaque the hotter, from CLEAR on; the true defect is outlined."""
     colours = cv2.cvtColor(cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    opaque = np.float32(0.8) * heat[..., None]
+    opaque = np.float32(0.75) * np.clip((heat[..., None] - CLEAR) / (1 - 2 * CLEAR), 0, 1)
     blended = np.asarray(image * (1 - opaque) + colours * opaque).round().astype(np.uint8)
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     thickness = max(1, round(min(heat.shape) / 250))
@@ -116,11 +118,12 @@ def _histograms(evaluation: Evaluation) -> Figure:
     for place, (name, values) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), place + 1)
         edges = np.histogram_bin_edges(values, bins=30).tolist()
-        axes.hist(values[~anomalous], edges, color=NORMAL, alpha=0.65, label="normal")
-        axes.hist(values[anomalous], edges, color=DEFECT, alpha=0.55, label="defect")
+        axes.hist(values[~anomalous], edges, color=NORMAL, alpha=0.6, label="normal")
+        axes.hist(values[anomalous], edges, color=DEFECT, linewidth=1.5, histtype="step", label="defect")
         if place == 0:
             axes.axvline(evaluation.threshold.value, color=LINE, linestyle="--", label="threshold")
         axes.set(xlabel=name, ylabel="samples" if place == 0 else None)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        axes.locator_params(axis="x", nbins=5)
         axes.legend(frameon=False)
     return figure

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.evaluation.drawing import Scale, jpeg, overlay, picture, write_curves, write_png
+from monitor.evaluation.drawing import CLEAR, Scale, jpeg, overlay, picture, write_curves, write_png
 from monitor.evaluation.evaluate import Evaluation
 from monitor.evaluation.layouts import NORMAL
 from monitor.ports import Progress
@@ -118,7 +118,8 @@ def _legend(evaluation: Evaluation) -> str:
     if evaluation.maps is None or evaluation.map_threshold is None:
         return words
     scale = Scale(evaluation.map_threshold)
-    drawn = f"Heat runs from {scale.black:.4g} (clear) over the map threshold {evaluation.map_threshold:.4g} to {scale.white:.4g} (bright)"
+    clear = scale.black + float(CLEAR) * (scale.white - scale.black)
+    drawn = f"Heat runs from {clear:.4g} (clear) over the map threshold {evaluation.map_threshold:.4g} to {scale.white:.4g} (bright)"
     return f"{words} {drawn}, on one scale for all samples. Green: the true defect."
 
 
