@@ -76,8 +76,10 @@ class ImageFormat:
             raise BadSample("unsupported", f"{name} with {pages} pictures; one message holds one")
         if mode not in _MODES or (mode == "CMYK" and name != "JPEG"):
             raise BadSample("unsupported", f"{name} with pixels of mode {mode}; 8 or 16 bit grey or colour is read")
-        if name == "JPEG" and payload.rfind(b"\xff\xd9", max(payload.find(b"\xff\xda"), 0)) < 0:
-            raise BadSample("undecodable", "truncated JPEG: it has no end marker")
+        if name == "JPEG" and not _jpeg_ends(payload):
+            raise BadSample("undecodable", "truncated JPEG: no end marker behind its first scan")
+        if name == "PNG" and not _png_ends(payload):
+            raise BadSample("undecodable", "broken or truncated PNG: its chunks do not lead to its end")
         image = _tiff_pixels(payload) if name == "TIFF" and not deep else _pixels(payload, name, mode)
         if image.shape[:2] != (height, width):
             raise BadSample("undecodable", f"{name} header says {width} x {height}, decoded are {image.shape[1]} x {image.shape[0]}")
@@ -192,6 +194,27 @@ def _orientation(header: Image.Image) -> int:
         found = header.getexif().get(_ORIENTATION, 1)
         return found if isinstance(found, int) else 1
     return 1
+
+
+def _jpeg_ends(payload: bytes) -> bool:
+    """False for a JPEG that was cut short, which libjpeg fills up with grey. A thumbnail in the header has an end of its own."""
+    at = 2
+    while at + 4 <= len(payload) and payload[at] == 0xFF:
+        marker = payload[at + 1]
+        if marker == 0xDA:  # the first scan; within scans 0xFF is stuffed, so that no end marker can stand there by chance
+            return payload.rfind(b"\xff\xd9", at) > 0
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(payload[at + 2 : at + 4], "big")
+    return False
+
+
+def _png_ends(payload: bytes) -> bool:
+    """False where a chunk claims more than there is: OpenCV 5 takes the memory that it claims, 4 GB, before it looks."""
+    at = 8
+    while at + 12 <= len(payload):
+        if payload[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + int.from_bytes(payload[at : at + 4], "big")
+    return False
 
 
 def _tiff_pixels(payload: bytes) -> Pixels:

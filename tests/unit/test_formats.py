@@ -181,6 +181,15 @@ def test_the_end_marker_of_a_thumbnail_does_not_count() -> None:
     assert refused(payload[: len(payload) - 400]) == "undecodable"
 
 
+def test_a_png_chunk_that_claims_gigabytes_is_refused_at_once() -> None:
+    payload = bytearray(picture())
+    at = payload.index(b"IDAT") - 4
+    payload[at] = 0xFF
+    begin = time.perf_counter()
+    assert refused(bytes(payload)) == "undecodable"
+    assert time.perf_counter() - begin < 0.5
+
+
 def test_padding_after_the_end_of_a_jpeg_is_harmless() -> None:
     assert decoded(IMAGES["JPEG"] + bytes(100)).image is not None
 
