@@ -10,10 +10,11 @@ _serial = itertools.count()
 _LONGEST_NAME = 180  # file systems take 255 bytes; the rest is for suffixes and for the name while it is written
 
 
-def write_durably(path: Path, *parts: bytes) -> None:
+def write_durably(path: Path, *parts: bytes, sync: bool = True) -> None:
     """Write a file so that it survives a power cut and no reader sees half of it; an existing one is replaced.
 
-    It is written under a hidden name ending in `.part` beside its place. Raises OSError; nothing is left behind then.
+    It is written under a hidden name ending in `.part` beside its place. With `sync=False` the caller makes the names of many
+    files last at once, by `sync_folder`. Raises OSError; nothing is left behind then.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{next(_serial)}.part")
     try:
@@ -26,7 +27,8 @@ def write_durably(path: Path, *parts: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Self
 import anyio.to_thread
 
 from connectors.cloudevents import encode
-from connectors.files import safe_name, write_durably
+from connectors.files import safe_name, sync_folder, write_durably
 from connectors.folder.options import FolderSinkOptions
 from connectors.maps import place_in
 from monitor.errors import Disconnected, Rejected
@@ -44,10 +44,14 @@ class FolderSink:
                 rejected.append(error)
             except OSError as error:
                 raise Disconnected(f"event {event.id} cannot be written to {self._options.path}: {error}", "lost") from error
+        try:
+            sync_folder(self._options.path)
+        except OSError as error:
+            raise Disconnected(f"folder {self._options.path} cannot be synced: {error}", "lost") from error
         if rejected:
             raise Rejected("; ".join(map(str, rejected)), [name for error in rejected for name in error.ids])
 
     def _write(self, event: Event) -> None:
         path = self._options.path / f"{safe_name(event.id)}.json"
         if not path.exists():
-            write_durably(path, encode(event, max_bytes=self._options.max_bytes, place=self._place, report=self._context.report))
+            write_durably(path, encode(event, max_bytes=self._options.max_bytes, place=self._place, report=self._context.report), sync=False)
