@@ -81,14 +81,18 @@ def committed(broker: Broker, group: str, topic: str, partition: int = 0) -> int
 
 
 def everything(broker: Broker, topic: str, count: int, seconds: float = 20) -> list[Any]:
-    """At least `count` records of all partitions."""
+    """All records of all partitions, once there are at least `count`."""
     consumer = KafkaConsumer(bootstrap_servers=broker.plain, auto_offset_reset="earliest", group_id=None)
     try:
-        consumer.assign([TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)])
+        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
+        consumer.assign(partitions)
         records: list[Any] = []
         end = time.monotonic() + seconds
-        while time.monotonic() < end and len(records) < count:
-            records += [record for batch in consumer.poll(timeout_ms=200).values() for record in batch]
+        while time.monotonic() < end:
+            found = [record for batch in consumer.poll(timeout_ms=500).values() for record in batch]
+            records += found
+            if not found and len(records) >= count:
+                break
         return records
     finally:
         consumer.close()

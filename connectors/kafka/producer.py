@@ -76,20 +76,35 @@ class Producer:
         return outcomes
 
     def send(self, records: Sequence[Record]) -> list[Placed | Refused]:
-        """One round trip for all of them; the order per key is kept. Raises Disconnected where one may not have arrived."""
+        """One round trip for all of them; the order per key is kept. Raises Disconnected where one may not have arrived.
+
+        After one refusal kafka-python (3.0.12: `transition_to_fatal_error`) fails whatever else it has, and all that comes
+        later, with the same error. So that client is given up, and of several a refusal counts only once it was met alone.
+        """
+        outcomes = self._attempt(records)
+        if len(records) > 1:
+            for at, outcome in enumerate(outcomes):
+                if isinstance(outcome, Refused):
+                    (outcomes[at],) = self._attempt([records[at]])
+        return outcomes
+
+    def _attempt(self, records: Sequence[Record]) -> list[Placed | Refused]:
         try:
             client = self._connected()
             futures: list[FutureRecordMetadata] = [
                 client.send(record.topic, value=record.value, key=record.key, headers=list(record.headers)) for record in records
             ]
             client.flush(timeout=2 * self._timeout)
-            return [_outcome(future, self._timeout) for future in futures]
+            outcomes = [_outcome(future, self._timeout) for future in futures]
         except ConfigError as error:  # a secret that could be read at start-up
             raise Disconnected(str(error), "not_authorised") from error
         except KafkaError as error:
             self._abandon()
             check(self._options)  # it knows better what is wrong
             raise disconnected(error, self._options) from error
+        if any(isinstance(outcome, Refused) for outcome in outcomes):
+            self._abandon()
+        return outcomes
 
     def close(self) -> None:
         """Nothing is pending between calls, so this is quick."""
