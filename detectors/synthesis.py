@@ -18,6 +18,8 @@ def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[Flo
     image, other: (H, W, 3) float32 in [0, 1]; `other`, a second normal image, lends the texture of patches.
     patch: foreign texture, blended in. blob: noise of one colour. scratch: a thin broken line. smear: a soft dark or bright stain.
     """
+    if image.shape != other.shape:
+        raise ValueError(f"images of one size are needed, got {image.shape} and {other.shape}")
     height, width = image.shape[:2]
     kind = random.choice(KINDS)
     shape = _line(height, width, random) if kind == "scratch" else _region(height, width, random)
@@ -25,8 +27,6 @@ def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[Flo
     strength = random.uniform(0.25, 1.0)
     if kind == "patch":
         paint = np.roll(np.rot90(other, 2), random.integers(0, (height, width)), axis=(0, 1))
-        if paint.shape != image.shape:
-            raise ValueError(f"images of one size are needed, got {image.shape} and {other.shape}")
     elif kind == "blob":
         grain = _blurred(random.normal(0, 0.15, (height, width)), random.uniform(0.5, 2.0))
         paint = random.uniform(0, 1, 3) + grain[..., None]

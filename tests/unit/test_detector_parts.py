@@ -87,8 +87,7 @@ def test_defects_are_seeded_seen_and_within_their_mask() -> None:
 
 def test_defects_need_images_of_one_size() -> None:
     with pytest.raises(ValueError, match="one size"):
-        for seed in range(20):
-            defect(np.zeros((8, 8, 3), np.float32), np.zeros((9, 9, 3), np.float32), np.random.default_rng(seed))
+        defect(np.zeros((8, 8, 3), np.float32), np.zeros((9, 9, 3), np.float32), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("name", ["", "cuda:x", "cuda:-1", "gpu", "cuda:400"])
