@@ -1,5 +1,8 @@
 """Events as consumers read them. deploy/schema/ is generated from these types."""
 
+import json
+import sys
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -107,3 +110,17 @@ class Score(CloudEvent):
 
     type: Literal["monitor.score.v1"]
     data: ScoreData
+
+
+SCHEMAS: dict[str, type[CloudEvent]] = {"monitor.alert.v1.json": Alert, "monitor.score.v1.json": Score}
+"""File in deploy/schema -> what it describes. `python -m monitor.events deploy/schema` writes them anew."""
+
+
+def schema(event: type[CloudEvent]) -> str:
+    """JSON Schema (2020-12) of an event, as text."""
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **event.model_json_schema()}, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    for name, event in SCHEMAS.items():
+        (Path(sys.argv[1]) / name).write_text(schema(event))

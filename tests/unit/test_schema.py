@@ -1,0 +1,47 @@
+"""deploy/schema is what the types say, and what sinks send satisfies it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+
+from connectors.cloudevents import encode
+from monitor.events import SCHEMAS, schema
+from unit.test_judge import judge, verdict
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "schema"
+
+
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads((FOLDER / name).read_text()))
+
+
+def test_the_files_are_what_the_types_say():
+    assert {file.name: file.read_text() for file in FOLDER.iterdir()} == {name: schema(event) for name, event in SCHEMAS.items()}
+
+
+def test_an_alert_as_sent_satisfies_its_schema():
+    score_map = np.zeros((40, 60), np.float32)
+    score_map[3:9, 3:9] = 20
+    sent = encode(judge().alert(verdict(120.0, score_map)), max_bytes=1_000_000, report=lambda *_, **__: None)
+
+    validator("monitor.alert.v1.json").validate(json.loads(sent))
+
+
+def test_an_alert_whose_map_was_dropped_satisfies_it_too():
+    noise = np.random.default_rng(0).random((400, 400)).astype(np.float32)
+    event = judge().alert(verdict(120.0, noise))
+    sent = encode(event, max_bytes=20_000, report=lambda *_, **__: None)
+
+    validator("monitor.alert.v1.json").validate(json.loads(sent))
+
+
+@pytest.mark.parametrize("n", [99, 30])
+def test_a_score_as_sent_satisfies_its_schema(n):
+    sent = json.loads(encode(judge(n=n).score(verdict(5.0, n=n)), max_bytes=1_000_000, report=lambda *_, **__: None))
+    validator("monitor.score.v1.json").validate(sent)
+
+    with pytest.raises(ValidationError):
+        validator("monitor.alert.v1.json").validate(sent)
