@@ -9,7 +9,7 @@ Anything else is a bug or a broken model: rule 9 decides whether the sample or t
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 BadReason = Literal["undecodable", "too_large", "empty", "unsupported", "lying_header", "failed", "rejected"]
@@ -73,12 +73,26 @@ class ModelBroken(MonitorError):
     """A loaded model no longer repeats its reference scores: stop without settling, exit 1."""
 
 
-def backoff_delays(first: float = 0.2, most: float = 30.0) -> Iterator[float]:
-    """Seconds to wait before each further try while Disconnected: doubling up to `most`, with full jitter below each.
+class Backoff:
+    """What to wait while Disconnected: delays in seconds that double from `first` up to `most`, each shortened at random by up to half.
 
-    Jitter keeps a fleet from knocking in step; at least a tenth of the delay is kept so that nobody spins.
+    The jitter keeps a fleet that lost one broker from coming back in step. `reset` after a success.
     """
-    delay = first
-    while True:
-        yield random.uniform(0.1 * delay, delay)  # noqa: S311 (nothing secret)
-        delay = min(2 * delay, most)
+
+    def __init__(self, first: float = 0.1, most: float = 10.0, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        if not 0 < first <= most:
+            raise ValueError(f"first = {first} must be above 0 and at most {most}")
+        self._first = first
+        self._most = most
+        self._uniform = uniform
+        self._next = first
+
+    def delay(self) -> float:
+        """The delay before the next attempt."""
+        delay = self._next
+        self._next = min(2 * delay, self._most)
+        return delay * self._uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Begin again at `first`."""
+        self._next = self._first

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
 
-from monitor.errors import Disconnected, Rejected, backoff_delays
+from monitor.errors import Backoff, Disconnected, Rejected
 from monitor.ports import Report, Sink
 from monitor.types import DeadLetter, Event, Message, rfc_3339
 
@@ -40,7 +40,7 @@ class Outlet:
         return refused
 
     async def _patiently(self, attempt: Callable[[], Awaitable[object]]) -> None:
-        delays = backoff_delays()
+        backoff = Backoff(first=0.2)
         cause: str | None = None
         while True:
             try:
@@ -49,7 +49,7 @@ class Outlet:
                 if error.cause != cause:  # once per outage and cause, not per try
                     cause = error.cause
                     self._report("sink_disconnected", sink=self.name, cause=cause, error=str(error))
-                await anyio.sleep(next(delays))
+                await anyio.sleep(backoff.delay())
             else:
                 if cause is not None:
                     self._report("sink_connected", sink=self.name)

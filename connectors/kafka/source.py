@@ -17,15 +17,22 @@ import anyio
 import anyio.to_thread
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import CommitFailedError, KafkaError, LogTruncationError, NoOffsetForPartitionError, OffsetOutOfRangeError, RebalanceInProgressError
+from kafka.errors import (
+    CommitFailedError,
+    KafkaError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RebalanceInProgressError,
+    RetriableError,
+)
 from kafka.structs import OffsetAndMetadata
 
-from connectors.backoff import Backoff
 from connectors.kafka.connection import client_arguments, disconnected, is_connected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.options import KafkaSourceOptions
 from connectors.kafka.partitions import Listener, Partition, Partitions
-from monitor.errors import ConfigError, Disconnected
+from monitor.errors import Backoff, ConfigError, Disconnected
 from monitor.ports import Context, Delivery
 from monitor.types import Message
 
@@ -236,7 +243,9 @@ class KafkaSource:
 
     def _committed(self, _: object, outcome: object) -> None:
         watermarks, self._committing = self._committing, {}
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, RetriableError | RebalanceInProgressError):
+            pass  # the next interval tries again, or the listener has committed them
+        elif isinstance(outcome, Exception):
             self._report_commit_failed(outcome)
         else:
             self._partitions.committed(watermarks)
@@ -255,13 +264,11 @@ class KafkaSource:
             self._partitions.committed(watermarks)
 
     def _report_commit_failed(self, error: Exception) -> None:
-        if isinstance(error, RebalanceInProgressError):  # they are ours still, or the listener has committed them
-            return
         cause = "rebalanced" if isinstance(error, CommitFailedError) else type(error).__name__
         self._context.report("commit_failed", source=self._context.name, cause=cause, error=str(error))
 
     def _report_lost(self, error: Disconnected) -> None:
-        if self._lost != error.cause:
+        if self._lost != error.cause and not self._closing.is_set():
             self._lost = error.cause
             self._context.report("source_disconnected", source=self._context.name, cause=error.cause, error=str(error))
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from connectors.backoff import Backoff
 from connectors.ledger import Ledger
+from monitor.errors import Backoff
 
 
 def test_the_watermark_is_the_settled_beginning() -> None:
