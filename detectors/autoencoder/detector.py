@@ -1,7 +1,6 @@
 """The autoencoder family as a detector: how badly an image is reconstructed is how strange it is."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -60,7 +59,6 @@ class Autoencoder:
         self, training: Sequence[Sample], held_out: Sequence[Sample], folder: Path, *, seed: int, device: str, progress: Progress
     ) -> Mapping[str, Any]:
         """The two sequences are held prepared: resolution x resolution x 3 bytes each (of 16-bit images: four times that)."""
-        started = time.monotonic()
         options, preset, place = self._options, self._preset, choose_device(device)
         if not training or not held_out:
             raise ConfigError(f"training: {len(training)} training and {len(held_out)} held-out images: expected at least one of each")
@@ -73,7 +71,7 @@ class Autoencoder:
             network, reconstruction_loss, learn, spare, recipe=Recipe(**shared), folder=folder, seed=seed, device=place, progress=progress
         )
         with watched(place):
-            figures = choose_score(network, spare.to(place), preset.border, seed)
+            figures = choose_score(network, spare.to(place), preset.border, seed, progress)
         best = max(SCORES, key=lambda score: figures[score])
         self._settings = Settings(
             variant=options.variant,
@@ -94,7 +92,7 @@ class Autoencoder:
             "seed": seed,
             "device": str(place),
             "mixed_precision": preset.mixed_precision and has_bf16(place),
-            "seconds": time.monotonic() - started,
+            "seconds": history.seconds,
         }
 
     def save(self, folder: Path) -> None:
@@ -194,7 +192,7 @@ def scores(images: Tensor, reconstructions: Tensor, names: Sequence[Score], bord
 
 
 @torch.inference_mode()
-def choose_score(network: nn.Module, held_out: Tensor, border: int, seed: int) -> dict[str, float]:
+def choose_score(network: nn.Module, held_out: Tensor, border: int, seed: int, progress: Progress) -> dict[str, float]:
     """Image AUROC of each score: held-out normals (N, 3, S, S) against synthetic defects drawn on them."""
     random = np.random.default_rng(seed)
     normals = [as_unit(image[None])[0].permute(1, 2, 0).cpu().numpy() for image in held_out]
@@ -204,10 +202,12 @@ def choose_score(network: nn.Module, held_out: Tensor, border: int, seed: int) -
         changed, _ = defect(image, other, random)
         defects.append(np.round(changed * 255) / 255 if held_out.dtype == torch.uint8 else changed)
     values: dict[str, list[float]] = {name: [] for name in SCORES}
-    for image in (*normals, *defects):
+    images = (*normals, *defects)
+    for index, image in enumerate(images):
         pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None].to(held_out.device)
         for name, value in scores(pixels, network(pixels), SCORES, border).items():
             values[name].append(float(value))
+        progress("choose score", index + 1, len(images), {})
     labels = [0] * len(normals) + [1] * len(defects)
     return {name: float(roc_auc_score(labels, value)) for name, value in values.items()}
 
