@@ -100,7 +100,7 @@ class KafkaSourceOptions(KafkaConnectionOptions, SourceOptions):
     """Seconds between commits of what is settled."""
     session_timeout: float = Field(default=45.0, ge=1)
     """Seconds without a heartbeat after which the group gives our partitions to others."""
-    max_poll_interval: float = Field(default=300.0, ge=10)
+    max_poll_interval: float = Field(default=300.0, ge=2)
     """Seconds that a rebalance waits for us."""
     fetch_max_wait: float = Field(default=0.02, gt=0, le=5)
     """Seconds that the broker may hold an empty fetch. Long waits stall a busy partition beside idle ones."""

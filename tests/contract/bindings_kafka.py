@@ -45,7 +45,8 @@ class KafkaSourceBinding(_Place):
         self.group = fresh("contract")
 
     def options(self, **more: Any) -> KafkaSourceOptions:
-        return KafkaSourceOptions(bootstrap_servers=self.broker.plain, topics=(self.topic,), group_id=self.group, **more)
+        # Tansu keeps the first member of a group waiting for half the session timeout.
+        return KafkaSourceOptions(bootstrap_servers=self.broker.plain, topics=(self.topic,), group_id=self.group, session_timeout=6.0, **more)
 
 
 class KafkaSinkBinding(_Place):

@@ -109,10 +109,10 @@ async def test_a_slow_consumer_stays_a_member(kafka: Broker) -> None:
     topic = make_topic(kafka, "slow")
     produce(kafka, topic, payloads(20))
     reports = Reports()
-    options = source_options(kafka, topic, max_in_flight=5, session_timeout=2.0, max_poll_interval=10.0)
+    options = source_options(kafka, topic, max_in_flight=5, session_timeout=2.0, max_poll_interval=3.0, drain=1.0)
     async with reading(options, reports) as (_, deliveries):
         out = await take(deliveries, 5)
-        await anyio.sleep(12)
+        await anyio.sleep(5)
         for delivery in out:
             delivery.settle()
         await take(deliveries, 15, settle=True)
@@ -149,7 +149,7 @@ async def test_a_rebalance_drains_and_commits_before_it_gives_away(kafka: Broker
     for partition in (0, 1):
         produce(kafka, topic, payloads(6), partition=partition)
     reports = Reports()
-    options = source_options(kafka, topic, drain=15.0, session_timeout=10.0)
+    options = source_options(kafka, topic, drain=15.0, session_timeout=4.0)
     async with reading(options, reports) as (_, first):
         out = await take(first, 12)
         async with reading(options) as (_, second):
@@ -172,7 +172,7 @@ async def test_what_is_not_drained_comes_again_and_a_late_settle_commits_nothing
     for partition in (0, 1):
         produce(kafka, topic, payloads(6), partition=partition)
     reports = Reports()
-    options = source_options(kafka, topic, drain=0.5, session_timeout=10.0)
+    options = source_options(kafka, topic, drain=0.5, session_timeout=4.0)
     async with reading(options, reports) as (_, first):
         out = await take(first, 12)
         for delivery in out:
