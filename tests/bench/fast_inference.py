@@ -37,7 +37,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 def best_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Highest multiply-accumulates per second of a convolution in the middle of these networks and of a matrix product."""
-    conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(8, 128, 64, 64).to(device=device, dtype=dtype, memory_format=torch.channels_last)
     matrix = torch.rand(2048, 2048).to(device=device, dtype=dtype)
     runs = ((lambda: conv(images), 8 * 128 * 128 * 9 * 64 * 64), (lambda: matrix @ matrix, 2048**3))

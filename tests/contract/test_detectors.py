@@ -176,7 +176,12 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(case: Case, trained:
         fit(case.new(), tmp_path / "work", case.device, kill)
     trained_steps = []
     detector = case.new()
-    fit(detector, tmp_path / "work", case.device, lambda phase, step, steps, figures: phase == "train" and trained_steps.append(step))
+
+    def note(phase: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        if phase == "train":
+            trained_steps.append(step)
+
+    fit(detector, tmp_path / "work", case.device, note)
     assert trained_steps == list(range(stop_after + 1, 4))
     detector.save(tmp_path / "model")
     assert_same_model(trained.folder, tmp_path / "model", case.device)
