@@ -74,7 +74,7 @@ def committed(broker: Broker, group: str, topic: str, partition: int = 0) -> int
     """The offset that the group would go on from."""
     consumer = KafkaConsumer(bootstrap_servers=broker.plain, group_id=group, enable_auto_commit=False)
     try:
-        offset: int | None = consumer.committed(TopicPartition(topic, partition))
+        offset: int | None = consumer.committed(TopicPartition(topic, partition), timeout_ms=10_000)
         return offset
     finally:
         consumer.close()
