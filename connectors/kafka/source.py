@@ -191,7 +191,7 @@ class KafkaSource:
             raise Disconnected(f"{self._options.bootstrap_servers}: the client found no way back in {seconds:.0f} s", "lost")
 
     def _hold_or_resume(self, consumer: KafkaConsumer, free: int) -> None:
-        """A paused partition keeps what was fetched of it, so that holding costs no second fetch (kafka-python 3.0.12: measured)."""
+        """A paused partition keeps what was fetched of it, so that holding costs no second fetch (read in kafka-python 3.0.12)."""
         paused = consumer.paused()
         if free and paused:
             consumer.resume(*paused)
