@@ -66,12 +66,10 @@ class Autoencoder:
         spare = self._read(held_out, "prepare held-out", progress)
         with seeded(torch.device("cpu"), seed, "network"):
             network = AutoencoderNetwork(options.variant)
-        prepared = time.monotonic()
         shared = {name.name: getattr(preset, name.name) for name in fields(Recipe)}
         history = train(
             network, reconstruction_loss, learn, spare, recipe=Recipe(**shared), folder=folder, seed=seed, device=place, progress=progress
         )
-        learnt = time.monotonic()
         with watched(place):
             figures = choose_score(network, spare.to(place), preset.border, seed, progress)
         best = max(SCORES, key=lambda score: figures[score])
