@@ -11,11 +11,10 @@ from typing import Self
 import anyio
 import anyio.to_thread
 
-from connectors.backoff import Backoff
 from connectors.folder.options import FolderSourceOptions
 from connectors.folder.sidecar import Headers, sidecar, unpack
 from connectors.places import Places
-from monitor.errors import ConfigError
+from monitor.errors import Backoff, ConfigError
 from monitor.ports import Context, Delivery
 from monitor.types import Message
 
