@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brokers import Broker
 from integration.daemon import monitor, write_configuration
 from integration.plant import Plant, picture
 
@@ -58,8 +59,14 @@ def install(tmp_path: Path, trained: Callable[[str, Mapping[str, Any]], Path]) -
 
 
 @pytest.fixture
-def plant(kafka: Any, tmp_path: Path) -> Iterator[Plant]:
+def apache_kafka(kafka_with: Callable[[str], Broker]) -> Broker:
+    """The shared broker, if it tells the ends of topics, by which the books are closed; the stand-in does not."""
+    return kafka_with("limits")
+
+
+@pytest.fixture
+def plant(apache_kafka: Broker) -> Iterator[Plant]:
     """Topics of its own on the shared broker."""
-    plant = Plant(kafka.plain, tmp_path.name)
+    plant = Plant(apache_kafka)
     yield plant
     plant.close()

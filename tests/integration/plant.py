@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from brokers import Broker
 from fake_detector import KILLS, RAISES
 from integration.daemon import wait_until
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import NewTopic
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.producer.future import FutureRecordMetadata
+from kafka_plant import fresh, make_topic
 
 Kind = Literal["normal", "defect", "bad", "raises", "kills"]
 
@@ -56,12 +57,13 @@ class Sent:
 
 
 class Topic:
-    """What lies in a topic, read to its present end at every look."""
+    """A new topic, read to its present end at every look."""
 
-    def __init__(self, bootstrap: str, name: str) -> None:
-        self.name = name
-        self._consumer = KafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, fetch_max_wait_ms=20, max_poll_records=2000)
-        self._partition = TopicPartition(name, 0)
+    def __init__(self, broker: Broker, name: str) -> None:
+        self.name = make_topic(broker, name)
+        self.address = {"kind": "kafka", "bootstrap_servers": broker.plain, "topic": self.name}
+        self._consumer = KafkaConsumer(bootstrap_servers=broker.plain, enable_auto_commit=False, fetch_max_wait_ms=20, max_poll_records=2000)
+        self._partition = TopicPartition(self.name, 0)
         self._consumer.assign([self._partition])
         self._consumer.seek_to_beginning(self._partition)
         self._records: list[Any] = []
@@ -90,36 +92,25 @@ def original(letter: Any) -> bytes:
     return payload
 
 
-def create_topics(bootstrap: str, partitions: Mapping[str, int]) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    admin.create_topics([NewTopic(name, number, 1) for name, number in partitions.items()])
-    admin.close()
-
-
 class Plant:
     """Topics of its own: one of images per source, `events` and `dead`, each of which may live on another broker."""
 
     def __init__(
         self,
-        bootstrap: str,
-        name: str,
+        broker: Broker,
         *,
         partitions: int = 1,
         sources: Sequence[str] = ("cameras",),
-        events: str | None = None,
-        dead: str | None = None,
+        events: Broker | None = None,
+        dead: Broker | None = None,
     ) -> None:
-        self.bootstrap = bootstrap
-        self.images = {source: f"{name}.{source}" for source in sources}
-        self.group = f"{name}.group"
+        self._broker = broker
+        self.images = {source: make_topic(broker, source, partitions) for source in sources}
+        self.group = fresh("group")
         self.sent: list[Sent] = []
-        self._at = {"events": events or bootstrap, "dead": dead or bootstrap}
-        create_topics(bootstrap, dict.fromkeys(self.images.values(), partitions))
-        for topic, place in self._at.items():
-            create_topics(place, {f"{name}.{topic}": 1})
-        self._producer = KafkaProducer(bootstrap_servers=bootstrap, linger_ms=5)
-        self.events = Topic(self._at["events"], f"{name}.events")
-        self.dead = Topic(self._at["dead"], f"{name}.dead")
+        self._producer = KafkaProducer(bootstrap_servers=broker.plain, linger_ms=5)
+        self.events = Topic(events or broker, "events")
+        self.dead = Topic(dead or broker, "dead")
         self._parsed: list[dict[str, Any]] = []
         self._number = 0
 
@@ -130,20 +121,14 @@ class Plant:
 
     def tables(self, **more: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """A monitor.toml for this plant: every source into detector `bottle`; `more` keys by table, `__` for the dot."""
-        broker = {"kind": "kafka", "bootstrap_servers": self.bootstrap}
-        source = {**broker, "group_id": self.group, "max_in_flight": 64}
+        source = {"kind": "kafka", "bootstrap_servers": self._broker.plain, "group_id": self.group, "max_in_flight": 64}
         tables: dict[str, dict[str, Any]] = {
             "daemon": {"site": "test", "state": "state.db", "grace": 20.0},
             "store": {"path": "models", "poll": 0.2},
             **{f"sources.{name}": {**source, "topics": [topic], "group_instance_id": name} for name, topic in self.images.items()},
             "detectors.bottle": {"kind": "fake", "inputs": list(self.images), "max_batch_size": 8, "max_wait": 0.02, "options": MODEL},
-            "sinks.events": {
-                "kind": "kafka",
-                "bootstrap_servers": self._at["events"],
-                "topic": self.events.name,
-                "events": ["alert", "score"],
-            },
-            "dead_letter": {"kind": "kafka", "bootstrap_servers": self._at["dead"], "topic": self.dead.name, "max_bytes": 2048, "spill": "spill"},
+            "sinks.events": {**self.events.address, "events": ["alert", "score"]},
+            "dead_letter": {**self.dead.address, "max_bytes": 2048, "spill": "spill"},
         }
         for table, keys in more.items():
             tables.setdefault(table.replace("__", "."), {}).update(keys)
@@ -231,7 +216,7 @@ class Plant:
 
     def unsettled(self, source: str = "cameras") -> int:
         """How many messages the group has not committed."""
-        consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, group_id=self.group, enable_auto_commit=False)
+        consumer = KafkaConsumer(bootstrap_servers=self._broker.plain, group_id=self.group, enable_auto_commit=False)
         topic = self.images[source]
         partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
         ends = consumer.end_offsets(partitions)

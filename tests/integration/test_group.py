@@ -10,9 +10,9 @@ from integration.plant import MODEL, Plant
 
 
 @pytest.fixture
-def wide(kafka: Broker, tmp_path: Path) -> Iterator[Plant]:
+def wide(apache_kafka: Broker) -> Iterator[Plant]:
     """A plant whose topic has four partitions."""
-    plant = Plant(kafka.plain, tmp_path.name, partitions=4)
+    plant = Plant(apache_kafka, partitions=4)
     yield plant
     plant.close()
 

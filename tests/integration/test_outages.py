@@ -13,12 +13,13 @@ import pytest
 from brokers import Broker
 from integration.daemon import Daemon, wait_until
 from integration.plant import Plant
+from kafka_plant import LEAKS
 
 OUTAGE = float(os.environ.get("MONITOR_TEST_OUTAGE", "20"))
 
 pytestmark = [
     pytest.mark.timeout(240 + 4 * OUTAGE),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # kafka-python leaves refused sockets to the collector: our cameras'
+    LEAKS,
 ]
 
 
@@ -30,20 +31,20 @@ def collected() -> Iterator[None]:
 
 
 @pytest.fixture
-def frail(own_kafka: Broker, tmp_path: Path) -> Iterator[Plant]:
+def frail(own_kafka: Broker) -> Iterator[Plant]:
     """A plant on a broker that the test may stop and kill."""
-    plant = Plant(own_kafka.plain, tmp_path.name)
+    plant = Plant(own_kafka)
     yield plant
     plant.close()
 
 
 @pytest.fixture
-def moved(kafka: Broker, own_kafka: Broker, tmp_path: Path) -> Iterator[Callable[..., Plant]]:
+def moved(kafka: Broker, own_kafka: Broker) -> Iterator[Callable[..., Plant]]:
     """`moved("events", "dead")`: a plant with these topics on a broker of their own, all others on the shared one."""
     plants = []
 
     def make(*topics: str) -> Plant:
-        plants.append(Plant(kafka.plain, tmp_path.name, **dict.fromkeys(topics, own_kafka.plain)))
+        plants.append(Plant(kafka, **dict.fromkeys(topics, own_kafka)))
         return plants[-1]
 
     yield make

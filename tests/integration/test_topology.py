@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from brokers import Broker
 from integration.daemon import Daemon
 from integration.plant import Kind, Plant
 
@@ -24,8 +24,8 @@ def test_a_message_is_settled_when_the_last_of_its_detectors_has_finished(plant:
 
 
 @pytest.fixture
-def two_lines(kafka: Any, tmp_path: Path) -> Iterator[Plant]:
-    plant = Plant(kafka.plain, tmp_path.name, sources=("cameras", "scanners"))
+def two_lines(apache_kafka: Broker) -> Iterator[Plant]:
+    plant = Plant(apache_kafka, sources=("cameras", "scanners"))
     yield plant
     plant.close()
 
