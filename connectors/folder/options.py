@@ -18,6 +18,7 @@ class FolderSourceOptions(SourceOptions):
 
     implementation: ClassVar[str] = "connectors.folder.source:FolderSource"
     sender: ClassVar[str] = "connectors.folder.sender:FolderSender"
+    probe: ClassVar[str] = "connectors.folder.probe:probe"
 
     path: Path
     """Folder to read, with its sub-folders; made if missing."""
@@ -30,6 +31,7 @@ class FolderSinkOptions(SinkOptions):
 
     implementation: ClassVar[str] = "connectors.folder.sink:FolderSink"
     receiver: ClassVar[str] = "connectors.folder.receiver:FolderReceiver"
+    probe: ClassVar[str] = "connectors.folder.probe:probe"
 
     path: Path
     """Folder to write; made if missing."""
@@ -42,6 +44,7 @@ class FolderDeadLetterOptions(SinkOptions):
 
     implementation: ClassVar[str] = "connectors.folder.dead_letter:FolderDeadLetter"
     receiver: ClassVar[str] = "connectors.folder.receiver:FolderReceiver"
+    probe: ClassVar[str] = "connectors.folder.probe:probe"
 
     path: Path = Path("var/dead_letter")
     """Folder to write; made if missing."""

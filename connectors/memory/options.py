@@ -10,6 +10,7 @@ class MemorySourceOptions(SourceOptions):
 
     implementation: ClassVar[str] = "connectors.memory.source:MemorySource"
     sender: ClassVar[str] = "connectors.memory.source:MemorySender"
+    probe: ClassVar[str] = "connectors.memory.channel:probe"
 
     channel: str = "default"
     """Name of the channel in connectors.memory.channel."""
@@ -20,6 +21,7 @@ class MemorySinkOptions(SinkOptions):
 
     implementation: ClassVar[str] = "connectors.memory.sink:MemorySink"
     receiver: ClassVar[str] = "connectors.memory.sink:MemoryReceiver"
+    probe: ClassVar[str] = "connectors.memory.channel:probe"
 
     channel: str = "default"
     """Name of the channel in connectors.memory.channel."""
