@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from brokers import ROOT, Broker, NoBroker, find
 
 _FOUND = pytest.StashKey[list[str]]()

@@ -8,10 +8,10 @@ from typing import Any
 
 import anyio
 import pytest
-from brokers import Broker
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
+from brokers import Broker
 from connectors.kafka.options import KafkaSourceOptions
 from connectors.kafka.source import KafkaSource
 from monitor.ports import Context, Delivery

@@ -20,10 +20,11 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS / "bench"), os.environ.get("PYTHONPATH", "")])  # of the daemons: kind "zeros"
 
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # noqa: E402
+
 from brokers import ROOT, Broker, find  # noqa: E402
 from integration.daemon import Daemon, monitor, write_configuration  # noqa: E402
 from integration.plant import picture  # noqa: E402
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # noqa: E402
 from kafka_plant import fresh, make_topic  # noqa: E402
 
 THREADS = {"OMP_NUM_THREADS": str(os.cpu_count())}  # the daemon has the machine, as a bare loop has

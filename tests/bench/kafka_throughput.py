@@ -11,9 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import AUTOENCODER, bench, bottles, told
-
 from connectors.kafka.options import KafkaSourceOptions
+from harness import AUTOENCODER, bench, bottles, told
 from monitor.decoding import decode
 from monitor.reference import load_detector
 from monitor.store import ModelStore

@@ -14,9 +14,10 @@ import time
 from datetime import datetime
 
 import numpy as np
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
 from harness import AUTOENCODER, THREADS, bench, bottles
 from integration.daemon import Daemon
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka_plant import fresh, make_topic
 
 

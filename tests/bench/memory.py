@@ -14,9 +14,10 @@ import threading
 import time
 from pathlib import Path
 
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
 from harness import THREADS, ZEROS, bench, bottles
 from integration.daemon import Daemon
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka_plant import fresh, make_topic
 
 CAPACITY = 8.0

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract.bindings import Letter, unspilled
 from kafka import KafkaConsumer, TopicPartition
-from kafka_plant import fresh, make_topic
 
 from connectors.kafka.options import KafkaDeadLetterOptions, KafkaSinkOptions, KafkaSourceOptions
+from contract.bindings import Letter, unspilled
+from kafka_plant import fresh, make_topic
 
 
 class _Place:

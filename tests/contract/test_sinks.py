@@ -9,9 +9,9 @@ import anyio
 import cv2
 import numpy as np
 import pytest
+
 from contract.bindings import DeadLetterBinding, SinkBinding
 from contract.registered import DEAD_LETTERS, SINKS
-
 from monitor.errors import Rejected
 from monitor.ports import Context, Sink, SinkOptions
 from monitor.registry import kinds, resolve

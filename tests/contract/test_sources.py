@@ -9,9 +9,9 @@ from typing import Any
 
 import anyio
 import pytest
+
 from contract.bindings import Record, SourceBinding
 from contract.registered import SOURCES
-
 from monitor.ports import Context, Delivery, Source
 from monitor.registry import kinds, resolve
 from monitor.telemetry import Telemetry

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from brokers import Broker
 from integration.daemon import monitor, write_configuration
 from integration.plant import Plant, picture

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.producer.future import FutureRecordMetadata
+
 from brokers import Broker
 from fake_detector import KILLS, RAISES
 from integration.daemon import wait_until
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.producer.future import FutureRecordMetadata
 from kafka_plant import fresh, make_topic
 
 Kind = Literal["normal", "defect", "bad", "raises", "kills"]

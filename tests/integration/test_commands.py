@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
 from brokers import Broker
 from integration.daemon import Daemon, environment, monitor, wait_until, write_configuration
 from integration.plant import MODEL, picture

@@ -7,13 +7,13 @@ from typing import Any
 
 import anyio
 import pytest
-from brokers import Broker
-from kafka_home import free_ports
-from kafka_plant import LEAKS, Reports, make_topic, produce, reading, source_options, take, until
 
+from brokers import Broker
 from connectors.kafka.diagnosis import probe
 from connectors.kafka.options import KafkaSinkOptions
 from connectors.kafka.sink import KafkaSink
+from kafka_home import free_ports
+from kafka_plant import LEAKS, Reports, make_topic, produce, reading, source_options, take, until
 from monitor.errors import ConfigError, Disconnected
 from monitor.ports import Context
 from monitor.types import Event

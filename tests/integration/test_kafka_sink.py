@@ -10,14 +10,14 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from brokers import Broker
-from kafka_plant import LEAKS, Reports, everything, fresh, make_topic, produce
 
+from brokers import Broker
 from connectors.cloudevents import STRUCTURED
 from connectors.kafka.dead_letter import KafkaDeadLetter
 from connectors.kafka.options import KafkaDeadLetterOptions, KafkaSinkOptions
 from connectors.kafka.receiver import KafkaReceiver
 from connectors.kafka.sink import KafkaSink
+from kafka_plant import LEAKS, Reports, everything, fresh, make_topic, produce
 from monitor.errors import Disconnected, MonitorError, Rejected
 from monitor.ports import Context
 from monitor.types import DeadLetter, Event, Message

@@ -7,12 +7,12 @@ from functools import partial
 
 import anyio
 import pytest
-from brokers import Broker
 from kafka import TopicPartition
 from kafka.admin import MemberToRemove
-from kafka_plant import LEAKS, Reports, admin, committed, fresh, make_topic, nothing, produce, reading, source_options, take, until
 
+from brokers import Broker
 from connectors.kafka.sender import KafkaSender
+from kafka_plant import LEAKS, Reports, admin, committed, fresh, make_topic, nothing, produce, reading, source_options, take, until
 from monitor.types import Message
 
 pytestmark = [pytest.mark.anyio, LEAKS]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from integration.daemon import Daemon, monitor, wait_until
 from integration.plant import Plant
 

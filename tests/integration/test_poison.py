@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from integration.daemon import Daemon, wait_until
 from integration.plant import MODEL, Kind, Plant
 

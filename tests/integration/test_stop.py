@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from integration.daemon import Daemon, wait_until
 from integration.plant import MODEL, Plant
 

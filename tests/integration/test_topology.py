@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from brokers import Broker
 from integration.daemon import Daemon
 from integration.plant import Kind, Plant

@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import pytest
-from contract.bindings import Record
 
 from connectors.files import safe_name, write_durably
 from connectors.folder.dead_letter import FolderDeadLetter
@@ -19,6 +18,7 @@ from connectors.folder.sender import FolderSender
 from connectors.folder.sink import FolderSink
 from connectors.folder.source import FolderSource
 from connectors.spill import spill
+from contract.bindings import Record
 from monitor.decoding import decode
 from monitor.errors import BadSample, ConfigError, Disconnected, Rejected
 from monitor.ports import Context, Delivery

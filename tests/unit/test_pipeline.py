@@ -9,10 +9,10 @@ import anyio
 import cv2
 import numpy as np
 import pytest
-from fake_detector import NAN, RAISES, FakeOptions
 
 from connectors.memory.channel import Channel, channel
 from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions, MemorySourceOptions
+from fake_detector import NAN, RAISES, FakeOptions
 from monitor.config import DetectorSettings, SinkSettings
 from monitor.errors import ModelBroken
 from monitor.evaluation.layouts import training_files

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_detector import FakeDetector, FakeOptions
 from numpy.typing import NDArray
 
+from fake_detector import FakeDetector, FakeOptions
 from monitor import reference
 from monitor.calibration import Calibration
 from monitor.errors import ConfigError, DeviceLost, ModelRefused, MonitorError

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fake_detector import FakeOptions
 
+from fake_detector import FakeOptions
 from monitor.evaluation.drawing import Scale, jpeg, overlay, picture
 from monitor.evaluation.evaluate import Evaluation, evaluate
 from monitor.evaluation.layouts import labelled_files, training_files

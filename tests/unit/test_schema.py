@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-from unit.test_judge import judge, verdict
 
 from connectors.cloudevents import encode
 from monitor.events import SCHEMAS, schema
+from unit.test_judge import judge, verdict
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "schema"
 

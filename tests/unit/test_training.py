@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from fake_detector import FakeOptions
 
+from fake_detector import FakeOptions
 from monitor.calibration import Calibration
 from monitor.errors import ConfigError, ModelRefused
 from monitor.evaluation.layouts import training_files
