@@ -1,6 +1,8 @@
 """Maps of how strange each place is: smoothed on the device, enlarged to the size the image was sent in."""
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 import torch
@@ -55,6 +57,28 @@ def with_border(maps: Tensor, border: int) -> Tensor:
     if border == 0:
         return maps
     return functional.pad(maps[:, None], (border,) * 4, mode="replicate")[:, 0]
+
+
+class AtSentSize(Sequence[FloatArray]):
+    """Maps (B, S, S) of images of `sizes` (height, width), each enlarged when it is asked for."""
+
+    def __init__(self, maps: FloatArray, sizes: Sequence[tuple[int, int]]) -> None:
+        self._maps = maps
+        self._sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> FloatArray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[FloatArray]: ...
+
+    def __getitem__(self, index: int | slice) -> FloatArray | Sequence[FloatArray]:
+        if isinstance(index, slice):
+            return AtSentSize(self._maps[index], self._sizes[index])
+        return at_size(self._maps[index], *self._sizes[index])
 
 
 def at_size(map_: FloatArray, height: int, width: int) -> FloatArray:

@@ -54,11 +54,14 @@ class Disconnected(MonitorError):
 
 
 class Rejected(MonitorError):
-    """The other side will never take these events; all others of the same `send` are confirmed."""
+    """The other side will never take these events; all others of the same `send` are confirmed.
 
-    def __init__(self, error: str, ids: Sequence[str]) -> None:
+    `events` names them by (type, id): the score and the alert of one sample share an id. Empty where a Sender raises it.
+    """
+
+    def __init__(self, error: str, events: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(error)
-        self.ids = tuple(ids)
+        self.events = tuple(events)
 
 
 class ModelRefused(MonitorError):

@@ -224,6 +224,8 @@ class Intake:
             try:
                 sample = one.sample = decode(pending.delivery.message, self._options)
                 takers = self._takers(sample, models)
+            except MemoryError:
+                raise  # the machine's fault, not the message's
             except Exception as error:
                 one.error = error
                 continue
@@ -231,6 +233,8 @@ class Intake:
             for name, model in takers.items():
                 try:
                     one.prepared[name] = model.detector.prepare(sample)
+                except MemoryError:
+                    raise
                 except Exception as error:
                     one.prepared[name] = error
         return done

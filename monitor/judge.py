@@ -25,19 +25,19 @@ class Judge:
         self._map_threshold = calibration.map_threshold(false_alarm_probability)
 
     def verdicts(self, samples: Sequence[Sample], scores: Scores, scored: float) -> list[Verdict]:
-        """One per sample, in order; `scored` is epoch seconds."""
-        maps = scores.maps or (None,) * len(samples)
+        """One per sample, in order; `scored` is epoch seconds. Only the maps of anomalous samples are drawn."""
+        threshold = self.threshold.value
         return [
             Verdict(
                 sample=sample,
                 detector=self._version.name,
                 version=self._version,
                 score=float(score),
-                threshold=self.threshold.value,
+                threshold=threshold,
                 scored=scored,
-                map=score_map,
+                map=scores.maps[index] if scores.maps is not None and score > threshold else None,
             )
-            for sample, score, score_map in zip(samples, scores.values, maps, strict=True)
+            for index, (sample, score) in enumerate(zip(samples, scores.values, strict=True))
         ]
 
     def alert(self, verdict: Verdict) -> Event:
@@ -88,16 +88,15 @@ def regions(score_map: FloatArray, threshold: float | None) -> tuple[Region, ...
     peak = float(score_map.max())
     if threshold is None or peak <= threshold:
         half = (float(score_map.mean()) + peak) / 2
-        everything = _parts(score_map >= min(half, peak), score_map)
-        return everything[:1]
-    return _parts(score_map > threshold, score_map)[:MOST_REGIONS]
+        return _parts(score_map >= min(half, peak), score_map, 1)
+    return _parts(score_map > threshold, score_map, MOST_REGIONS)
 
 
-def _parts(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], score_map: FloatArray) -> tuple[Region, ...]:
+def _parts(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], score_map: FloatArray, most: int) -> tuple[Region, ...]:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     peaks = np.full(count, -np.inf, dtype=np.float32)
     np.maximum.at(peaks, np.asarray(labels[mask], dtype=np.intp), score_map[mask])
-    strongest = sorted(range(1, count), key=lambda label: -peaks[label])
+    strongest = sorted(range(1, count), key=lambda label: -peaks[label])[:most]
     return tuple(
         Region(
             x=int(stats[label, cv2.CC_STAT_LEFT]),

@@ -7,7 +7,6 @@ the next is stacked (and copied there), the one before is published, and a worke
 """
 
 import itertools
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import anyio.to_thread
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from monitor import serving
 from monitor.batching import Batcher
 from monitor.errors import DeviceLost
 from monitor.intake import WORKERS, Bad, Intake, Item
@@ -25,29 +23,27 @@ from monitor.ports import Context, Report
 from monitor.probation import Probation
 from monitor.publishing import Outlet, burial
 from monitor.registry import resolve
-from monitor.serving import Devices, Model, ModelSlot
+from monitor.serving import Devices, Model, ModelSlot, Outcome, score
 from monitor.state import State
 from monitor.store import ModelStore
 from monitor.topology import PipelineSettings
-from monitor.types import Batch, DeadLetter, Event, Scores
+from monitor.types import Batch, DeadLetter, Event
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Staged:
-    """A batch on its way to the device; None where it could not even be stacked."""
+    """A batch on its way to the device; the error where it could not even be stacked."""
 
     items: list[Item]
-    batch: Batch | None
+    batch: Batch | Exception
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """What came back: `scores` of the kept items, and (item, error) of those that fail alone."""
+    """A batch with what came of it."""
 
-    kept: list[Item]
-    scores: Scores
-    failed: list[tuple[Item, str]]
-    time: float
+    items: list[Item]
+    outcome: Outcome
 
 
 class Pipeline:
@@ -175,22 +171,18 @@ class Pipeline:
             async for staged in receive:
                 items, model = staged.items, staged.items[0].model
                 samples, prepared = [item.sample for item in items], [item.prepared for item in items]
-                device = model.detector.device
-                kept, scores, failures = await self._devices.run(device, serving.score, model, samples, prepared, staged.batch, self._report)
-                failed = [(items[index], error) for index, error in failures.items()]
-                await send.send(Scored([items[index] for index in kept], scores, failed, time.time()))
+                outcome = await self._devices.run(model.detector.device, score, model, samples, prepared, staged.batch, self._report)
+                await send.send(Scored(items, outcome))
 
     async def _publish(self, name: str, receive: MemoryObjectReceiveStream[Scored]) -> None:
         takes = [self._outlets[sink] for sink, settings in self.settings.sinks.items() if settings.inputs is None or name in settings.inputs]
         types: frozenset[str] = frozenset().union(*(outlet.types for outlet in takes))
         with receive:
             async for scored in receive:
-                refused = await self._send(takes, await anyio.to_thread.run_sync(_events, scored, types))
-                if refused:
-                    await self._dead_letter.send([burial(letter, self._site) for letter in refused])
-                await self._bury([Bad(item.pending, "failed", error) for item, error in scored.failed])
-                for item in scored.kept:
-                    item.pending.finish()
+                await self._letters(await self._send(takes, await anyio.to_thread.run_sync(_events, scored, types)))
+                await self._bury([Bad(scored.items[index].pending, "failed", error) for index, error in scored.outcome.failures.items()])
+                for index in scored.outcome.verdicts:
+                    scored.items[index].pending.finish()
 
     async def _send(self, outlets: Sequence[Outlet], events: Sequence[Event]) -> list[DeadLetter]:
         """To all outlets at once; returns what they refuse for ever."""
@@ -213,31 +205,33 @@ class Pipeline:
             if not one.pending.buried:
                 one.pending.buried = True  # no other part settles before this one is finished
                 letters.append(DeadLetter(message=one.pending.delivery.message, reason=one.reason, error=one.error))
+        await self._letters(letters)
+        for one in bad:
+            one.pending.finish()
+
+    async def _letters(self, letters: Sequence[DeadLetter]) -> None:
+        """Returns when the dead letter has confirmed them all."""
         if letters and await self._dead_letter.send([burial(letter, self._site) for letter in letters]):
             raise RuntimeError("the dead letter refuses a message for ever, which would be lost")
         for letter in letters:
             self._report("dead_lettered", cause=letter.reason, message=letter.message.id, error=letter.error)
-        for one in bad:
-            one.pending.finish()
 
 
-def _stacked(model: Model, items: Sequence[Item]) -> Batch | None:
-    """In a worker thread. None where it raises: then each sample is tried alone (rule 9)."""
+def _stacked(model: Model, items: Sequence[Item]) -> Batch | Exception:
+    """In a worker thread. An error comes back: then each sample is tried alone (rule 9)."""
     try:
         return model.detector.stack([item.sample for item in items], [item.prepared for item in items])
-    except DeviceLost:
+    except (DeviceLost, MemoryError):
         raise
-    except Exception:
-        return None
+    except Exception as error:
+        return error
 
 
 def _events(scored: Scored, types: frozenset[str]) -> list[Event]:
     """In a worker thread: every event that some sink wants, in the order of the samples."""
-    if not scored.kept:
-        return []
-    judge = scored.kept[0].model.judge
+    judge = scored.items[0].model.judge
     events = []
-    for verdict in judge.verdicts([item.sample for item in scored.kept], scored.scores, scored.time):
+    for _, verdict in sorted(scored.outcome.verdicts.items()):
         if "monitor.score.v1" in types:
             events.append(judge.score(verdict))
         if "monitor.alert.v1" in types and verdict.anomalous:

@@ -125,8 +125,8 @@ class Sink(Protocol):
     async def send(self, events: Sequence[Event]) -> None:
         """Return only when the other side has confirmed all of them. The order per key is kept.
 
-        Raises Disconnected when it is away (all may be sent again: ids are the same), Rejected naming the events that it
-        will never take, after all others are confirmed. A too large alert is first sent without its map.
+        Raises Disconnected when it is away (all may be sent again: ids are the same), Rejected naming the events (type, id)
+        that it will never take, after all others are confirmed. A too large alert is first sent without its map.
         """
         ...
 

@@ -32,8 +32,8 @@ class Outlet:
                 await self.sink.send(events)
             except Rejected as error:
                 for event in events:
-                    if event.id in error.ids:
-                        self._report("event_rejected", sink=self.name, id=event.id, error=str(error))
+                    if (event.type, event.id) in error.events:
+                        self._report("event_rejected", sink=self.name, id=event.id, type=event.type, error=str(error))
                         refused.append(_refused(self.name, event, str(error)))
 
         await self._patiently(attempt)

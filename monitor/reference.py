@@ -37,12 +37,16 @@ def scored(detector: Detector, samples: Sequence[Sample], size: int, *, every: b
     """
     for start in range(0, len(samples), size):
         chunk = tuple(samples[index] for index in range(start, min(start + size, len(samples))))
-        scores = detector.score(detector.stack(chunk, [detector.prepare(sample) for sample in chunk]), every=every)
-        if len(scores.values) != len(chunk) or (scores.maps is not None and len(scores.maps) != len(chunk)):
-            raise MonitorError(f"{len(chunk)} samples from {chunk[0].id} on got {len(scores.values)} scores")
-        if not np.isfinite(scores.values).all():
-            raise MonitorError(f"scores that are not finite among {len(chunk)} samples from {chunk[0].id} on")
-        yield chunk, scores
+        yield chunk, checked(detector.score(detector.stack(chunk, [detector.prepare(sample) for sample in chunk]), every=every), chunk)
+
+
+def checked(scores: Scores, samples: Sequence[Sample]) -> Scores:
+    """Raises MonitorError for scores of another number than the samples, or that are not finite."""
+    if scores.values.shape != (len(samples),) or (scores.maps is not None and len(scores.maps) != len(samples)):
+        raise MonitorError(f"{len(samples)} samples from {samples[0].id} on got scores of shape {scores.values.shape}")
+    if not np.isfinite(scores.values).all():
+        raise MonitorError(f"scores that are not finite among {len(samples)} samples from {samples[0].id} on")
+    return scores
 
 
 def tolerance(calibration: Calibration, threshold: Threshold) -> float:

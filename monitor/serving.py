@@ -1,6 +1,7 @@
 """The model that serves: loaded from the store, swapped between batches, scored on its device's thread, judged sane (rule 9)."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ import anyio.to_thread
 import numpy as np
 
 from monitor.config import DetectorSettings
-from monitor.errors import ConfigError, DeviceLost, ModelBroken, ModelRefused
+from monitor.errors import ConfigError, DeviceLost, ModelBroken, ModelRefused, MonitorError
 from monitor.judge import Judge
 from monitor.ports import Detector, Report
-from monitor.reference import load_detector, references_pass
+from monitor.reference import checked, load_detector, references_pass
 from monitor.store import ModelStore
-from monitor.types import Batch, ModelVersion, Sample, Scores
+from monitor.types import Batch, ModelVersion, Sample, Verdict
 
 R = TypeVar("R")
 
@@ -79,6 +80,8 @@ class ModelSlot:
             self._seen = version.id
             model = await anyio.to_thread.run_sync(self._load, version)
         except (ModelRefused, ConfigError, OSError) as error:
+            if isinstance(error, OSError):
+                self._seen = None  # a file system that is away for a moment: look again
             if str(error) != self._refusal:
                 self._refusal = str(error)
                 self._report("model_refused", detector=self._name, error=str(error), serving=self.model.version.id if self.model else None)
@@ -104,6 +107,9 @@ class ModelSlot:
             await self.refresh()
 
     def wake(self) -> None:
+        """Look at once, and try a version again that was refused."""
+        if self._refusal is not None:
+            self._seen = self._refusal = None
         self._look.set()
 
     async def ready(self) -> Model:
@@ -113,38 +119,39 @@ class ModelSlot:
         return self.model
 
 
-def score(
-    model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batch: Batch | None, report: Report
-) -> tuple[list[int], Scores, dict[int, str]]:
-    """Score a batch on the calling thread; what was scored (indices and their scores), and what fails alone (index -> error).
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What scoring a batch came to, by index: verdicts, and the errors of what fails alone."""
 
-    A batch that raised when stacked (None), raises, or scores as not finite is repeated one sample at a time. What fails
-    alone is at fault only if the model's own reference samples still pass. Raises ModelBroken when they do not; DeviceLost.
+    verdicts: dict[int, Verdict]
+    failures: dict[int, str]
+
+
+def score(model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batch: Batch | Exception, report: Report) -> Outcome:
+    """Score and judge a batch on the calling thread.
+
+    A batch that raised when stacked, raises, or scores as not finite is repeated one sample at a time. What fails alone is
+    at fault only if the model's own reference samples still pass. Raises ModelBroken when they do not; DeviceLost.
     """
-    detector = model.detector
-    everything = list(range(len(samples)))
-    if batch is not None:
+    try:
+        if isinstance(batch, Exception):
+            raise batch
+        return Outcome(dict(enumerate(_judged(model, samples, batch))), {})
+    except (DeviceLost, MemoryError):
+        raise
+    except Exception as error:
+        report("batch_repeated", detector=model.version.name, model_version=model.version.id, cause=type(error).__name__, error=str(error))
+    outcome = Outcome({}, {})
+    for index, (sample, ready) in enumerate(zip(samples, prepared, strict=True)):
         try:
-            return everything, _checked(detector.score(batch), len(samples)), {}
-        except DeviceLost:
+            (outcome.verdicts[index],) = _judged(model, [sample], model.detector.stack([sample], [ready]))
+        except (DeviceLost, MemoryError):
             raise
         except Exception as error:
-            report("batch_repeated", detector=model.version.name, model_version=model.version.id, cause=type(error).__name__, error=str(error))
-    alone: dict[int, Scores] = {}
-    failures: dict[int, str] = {}
-    for index in everything:
-        try:
-            single = detector.stack(samples[index : index + 1], prepared[index : index + 1])
-            alone[index] = _checked(detector.score(single), 1)
-        except DeviceLost:
-            raise
-        except Exception as error:
-            failures[index] = f"{type(error).__name__}: {error}"
-    if failures:
+            outcome.failures[index] = f"{type(error).__name__}: {error}"
+    if outcome.failures:
         check_model(model)
-    values = np.concatenate([np.empty(0, np.float32), *(scores.values for scores in alone.values())])
-    maps = tuple(scores.maps[0] for scores in alone.values() if scores.maps)
-    return list(alone), Scores(values=values, maps=maps or None), failures
+    return outcome
 
 
 def check_model(model: Model) -> None:
@@ -153,9 +160,10 @@ def check_model(model: Model) -> None:
         raise ModelBroken(f"{model.version.name} {model.version.id} no longer repeats its reference scores on {model.detector.device}")
 
 
-def _checked(scores: Scores, count: int) -> Scores:
-    if scores.values.shape != (count,) or (scores.maps is not None and len(scores.maps) != count):
-        raise ValueError(f"{count} samples got scores of shape {scores.values.shape} and {len(scores.maps or ())} maps")
-    if not np.isfinite(scores.values).all() or not all(np.isfinite(score_map).all() for score_map in scores.maps or ()):
-        raise ValueError("scores or maps that are not finite")
-    return scores
+def _judged(model: Model, samples: Sequence[Sample], batch: Batch) -> list[Verdict]:
+    scores = checked(model.detector.score(batch), samples)
+    verdicts = model.judge.verdicts(samples, scores, time.time())
+    for verdict in verdicts:
+        if verdict.map is not None and not np.isfinite(verdict.map).all():
+            raise MonitorError(f"the map of {verdict.sample.id} is not finite")
+    return verdicts

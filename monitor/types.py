@@ -1,7 +1,7 @@
 """The nouns. Each stage makes the next: Message -> Sample -> Batch -> Scores -> Verdict -> Alert (an Event)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,11 +100,12 @@ class Batch:
 class Scores:
     """values: (B,) float32, higher is stranger, raw. maps: per sample (H, W) float32 at the sent size, or None.
 
+    A map may be drawn only when it is indexed: at the sent size it costs far more memory than its network's, and few are wanted.
     named: score name -> (B,) float32, filled only by `score(batch, every=True)`.
     """
 
     values: FloatArray
-    maps: tuple[FloatArray, ...] | None = None
+    maps: Sequence[FloatArray] | None = None
     named: Mapping[str, FloatArray] = field(default_factory=dict)
 
 

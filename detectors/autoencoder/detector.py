@@ -16,7 +16,7 @@ from detectors.autoencoder.networks import AutoencoderNetwork
 from detectors.autoencoder.options import PRESETS, AutoencoderOptions, Map, Preset, Score, Variant
 from detectors.autoencoder.scores import dissimilarity, pixel_l1, top_mean
 from detectors.devices import choose_device, choose_precision, has_bf16, watched
-from detectors.heatmap import at_size, smooth, with_border, without_border
+from detectors.heatmap import AtSentSize, smooth, with_border, without_border
 from detectors.images import Pixels, as_unit, square_rgb, stacked
 from detectors.inference import Arriving, Upload, made_fast
 from detectors.synthesis import defect
@@ -133,9 +133,8 @@ class Autoencoder:
         assert self._settings is not None
         with watched(torch.device(self.device)):
             named, maps = self._figures(batch.data, every=every)
-        images = [sample.image for sample in batch.samples]
-        sent = tuple(at_size(map_, *image.shape[:2]) for map_, image in zip(maps, images, strict=True) if image is not None)
-        return Scores(values=named[self._settings.score], maps=sent, named=named if every else {})
+        sizes = [sample.image.shape[:2] for sample in batch.samples if sample.image is not None]
+        return Scores(values=named[self._settings.score], maps=AtSentSize(maps, sizes), named=named if every else {})
 
     @torch.inference_mode()
     def _figures(self, arriving: Arriving, *, every: bool) -> tuple[dict[str, FloatArray], FloatArray]:
