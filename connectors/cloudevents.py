@@ -153,5 +153,5 @@ def encode(event: Event, *, max_bytes: int, place: Place | None = None, report: 
                 return with_map
             report("map_dropped", id=event.id, error=f"{len(with_map)} bytes, this sink sends at most {max_bytes}")
     if len(record) > max_bytes:
-        raise Rejected(f"event {event.id} has {len(record)} bytes, this sink sends at most {max_bytes}", [event.id])
+        raise Rejected(f"event {event.id} has {len(record)} bytes, this sink sends at most {max_bytes}", [(event.type, event.id)])
     return record

@@ -9,7 +9,7 @@ Anything else is a bug or a broken model: rule 9 decides whether the sample or t
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 BadReason = Literal["undecodable", "too_large", "empty", "unsupported", "lying_header", "failed", "rejected"]
@@ -74,6 +74,15 @@ class DeviceLost(MonitorError):
 
 class ModelBroken(MonitorError):
     """A loaded model no longer repeats its reference scores: stop without settling, exit 1."""
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Every error in a group of groups: what concurrent tasks raised."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
 
 
 class Backoff:

@@ -27,7 +27,7 @@ class FolderSourceOptions(SourceOptions):
 
 
 class FolderSinkOptions(SinkOptions):
-    """One JSON file per event, named by its id. A file that is there already is kept: the first verdict counts."""
+    """One JSON file per event, named by its id and its kind (`ID.alert.json`). A file that is there already is kept: the first verdict counts."""
 
     implementation: ClassVar[str] = "connectors.folder.sink:FolderSink"
     receiver: ClassVar[str] = "connectors.folder.receiver:FolderReceiver"

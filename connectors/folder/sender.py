@@ -35,7 +35,7 @@ class FolderSender:
         for message in messages:
             name = PurePosixPath(message.position)
             if not message.position or name.is_absolute() or any(part.startswith(".") for part in name.parts) or name.suffix in (".part", ".tmp"):
-                raise Rejected(f"{message.position!r} is no name that a folder source reads", [message.position])
+                raise Rejected(f"{message.position!r} is no name that a folder source reads")
             try:
                 path = _free(root / name)
                 path.parent.mkdir(parents=True, exist_ok=True)

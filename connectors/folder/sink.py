@@ -49,9 +49,9 @@ class FolderSink:
         except OSError as error:
             raise Disconnected(f"folder {self._options.path} cannot be synced: {error}", "lost") from error
         if rejected:
-            raise Rejected("; ".join(map(str, rejected)), [name for error in rejected for name in error.ids])
+            raise Rejected("; ".join(map(str, rejected)), [name for error in rejected for name in error.events])
 
     def _write(self, event: Event) -> None:
-        path = self._options.path / f"{safe_name(event.id)}.json"
+        path = self._options.path / f"{safe_name(event.id)}.{event.type.split('.')[1]}.json"
         if not path.exists():
             write_durably(path, encode(event, max_bytes=self._options.max_bytes, place=self._place, report=self._context.report), sync=False)

@@ -54,9 +54,9 @@ class KafkaDeadLetter:
     def _send(self, events: Sequence[Event]) -> None:
         records = [self._fitting(event) for event in events]
         outcomes = self._producer.send_or_shrink(records, lambda at, refused: self._spilled(events[at], refused.error))
-        refused = {event.id: outcome.error for event, outcome in zip(events, outcomes, strict=True) if isinstance(outcome, Refused)}
+        refused = [(event, outcome.error) for event, outcome in zip(events, outcomes, strict=True) if isinstance(outcome, Refused)]
         if refused:
-            raise Rejected("; ".join(f"{name}: {error}" for name, error in refused.items()), list(refused))
+            raise Rejected("; ".join(f"{event.id}: {error}" for event, error in refused), [(event.type, event.id) for event, _ in refused])
 
     def _fitting(self, event: Event) -> Record:
         record = self._whole(event)

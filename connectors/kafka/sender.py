@@ -34,7 +34,7 @@ class KafkaSender:
         outcomes = await anyio.to_thread.run_sync(self._producer.send, records)
         refused = [(message.id, outcome.error) for message, outcome in zip(messages, outcomes, strict=True) if isinstance(outcome, Refused)]
         if refused:
-            raise Rejected("; ".join(f"{name}: {error}" for name, error in refused), [name for name, _ in refused])
+            raise Rejected("; ".join(f"{name}: {error}" for name, error in refused))
         return [
             (record.topic, f"{outcome.partition}-{outcome.offset}")
             for record, outcome in zip(records, outcomes, strict=True)

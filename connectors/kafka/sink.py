@@ -48,13 +48,13 @@ class KafkaSink:
             await anyio.to_thread.run_sync(self._send, events)
 
     def _send(self, events: Sequence[Event]) -> None:
-        rejected: dict[str, str] = {}
+        rejected: list[Rejected] = []
         offered: list[tuple[Event, Record]] = []
         for event in events:
             try:
                 offered.append((event, self._record(event)))
             except Rejected as error:
-                rejected[event.id] = str(error)
+                rejected.append(error)
 
         def shrink(at: int, refused: Refused) -> Record | None:
             event, record = offered[at]
@@ -66,9 +66,9 @@ class KafkaSink:
         outcomes = self._producer.send_or_shrink([record for _, record in offered], shrink)
         for (event, record), outcome in zip(offered, outcomes, strict=True):
             if isinstance(outcome, Refused):
-                rejected[event.id] = f"event {event.id} has {len(record.value)} bytes: {outcome.error}"
+                rejected.append(Rejected(f"event {event.id} has {len(record.value)} bytes: {outcome.error}", [(event.type, event.id)]))
         if rejected:
-            raise Rejected("; ".join(rejected.values()), list(rejected))
+            raise Rejected("; ".join(map(str, rejected)), [name for error in rejected for name in error.events])
 
     def _record(self, event: Event) -> Record:
         """Raises Rejected for an event that is too large even without its map."""
@@ -81,5 +81,5 @@ class KafkaSink:
         topic = self._options.maps.topic
         (outcome,) = self._producer.send([Record(topic=topic, value=png, key=event.key.encode(), headers=(("content-type", b"image/png"),))])
         if isinstance(outcome, Refused):
-            raise Rejected(f"topic {topic} does not take the map of {len(png)} bytes: {outcome.error}", [event.id])
+            raise Rejected(f"topic {topic} does not take the map of {len(png)} bytes: {outcome.error}", [(event.type, event.id)])
         return f"kafka:{topic}/{outcome.partition}-{outcome.offset}"

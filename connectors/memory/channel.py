@@ -30,8 +30,8 @@ class Channel:
     """Every send fails until it is False again."""
     delay: float = 0.0
     """Seconds that each send takes."""
-    rejects: set[str] = field(default_factory=set)
-    """Ids of events that are never taken."""
+    rejects: set[tuple[str, str]] = field(default_factory=set)
+    """(type, id) of events that are never taken."""
 
     def fail(self) -> None:
         """Raises Disconnected as scripted."""

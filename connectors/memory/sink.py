@@ -33,16 +33,17 @@ class MemorySink:
     async def send(self, events: Sequence[Event]) -> None:
         await anyio.sleep(self._channel.delay)
         self._channel.fail()
-        rejected: list[str] = []
+        rejected: list[Rejected] = []
         for event in events:
             try:
-                if event.id in self._channel.rejects:
-                    raise Rejected(f"channel {self._channel.name} never takes {event.id}", [event.id])
+                name = (event.type, event.id)
+                if name in self._channel.rejects:
+                    raise Rejected(f"channel {self._channel.name} never takes {event.type} {event.id}", [name])
                 await anyio.to_thread.run_sync(self._take, event)
             except Rejected as error:
-                rejected += error.ids
+                rejected.append(error)
         if rejected:
-            raise Rejected(f"channel {self._channel.name} does not take {', '.join(rejected)}", rejected)
+            raise Rejected("; ".join(map(str, rejected)), [name for error in rejected for name in error.events])
 
     def _take(self, event: Event) -> None:
         record = encode(event, max_bytes=self._options.max_bytes, report=self._context.report)

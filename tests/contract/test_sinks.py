@@ -1,6 +1,7 @@
 """What every sink, every dead letter and every receiver promises, for every registered kind."""
 
 import base64
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from contract.bindings import DeadLetterBinding, SinkBinding
 from contract.registered import DEAD_LETTERS, SINKS
 from monitor.errors import Rejected
 from monitor.ports import Context, Sink, SinkOptions
+from monitor.publishing import Outlet
 from monitor.registry import kinds, resolve
 from monitor.telemetry import Telemetry
 from monitor.types import DeadLetter, Event, Message
@@ -56,6 +58,10 @@ def alert(number: int, stream: str = "press/7/cam", *, side: int = 0, **data: An
         data={"stream": stream, "score": 0.5 + number, **data},
         map=noise,
     )
+
+
+def score(number: int) -> Event:
+    return dataclasses.replace(alert(number), type="monitor.score.v1")
 
 
 def letter(payload: bytes, position: str = "0-1", headers: tuple[tuple[str, bytes], ...] = (), key: bytes | None = None) -> Event:
@@ -104,6 +110,25 @@ async def test_the_same_id_twice_is_harmless(place: SinkBinding, telemetry: Tele
     async with opened(place.options(), telemetry) as sink:
         await sink.send([alert(2), alert(3)])
     assert {event["id"] for event in place.events()} == {alert(number).id for number in (1, 2, 3)}
+
+
+@pytest.mark.anyio
+async def test_a_score_and_an_alert_of_one_sample_share_an_id_and_both_are_there(place: SinkBinding, telemetry: Telemetry) -> None:
+    both = [one for number in range(5) for one in (score(number), alert(number))]
+    async with opened(place.options(), telemetry) as sink:
+        await sink.send(both)
+    found = [(event["type"], event["id"]) for event in place.events()]
+    sent = [(event.type, event.id) for event in both]
+    assert found == sent if place.ordered else sorted(found) == sorted(sent)
+
+
+@pytest.mark.anyio
+async def test_of_one_sample_the_alert_alone_may_be_refused(place: SinkBinding, telemetry: Telemetry) -> None:
+    async with opened(place.options(max_bytes=4096), telemetry) as sink:
+        outlet = Outlet("alerts", sink, ["alert", "score"], telemetry.report)
+        refused = await outlet.send([score(1), alert(1, note="x" * 5000), score(2)])
+    assert [(letter.message.topic, letter.message.position) for letter in refused] == [("monitor.alert.v1", alert(1).id)]
+    assert {(event["type"], event["id"]) for event in place.events()} == {(score(number).type, score(number).id) for number in (1, 2)}
 
 
 @pytest.mark.anyio
@@ -177,7 +202,7 @@ async def test_what_is_never_taken_is_named_and_the_others_are_there(place: Sink
     async with opened(place.options(max_bytes=4096), telemetry) as sink:
         with pytest.raises(Rejected) as caught:
             await sink.send([alert(1), alert(2, note="x" * 5000), alert(3, side=100, note="x" * 5000), alert(4)])
-        assert set(caught.value.ids) == {alert(2).id, alert(3).id}
+        assert set(caught.value.events) == {(alert(number).type, alert(number).id) for number in (2, 3)}
         assert {event["id"] for event in place.events()} == {alert(1).id, alert(4).id}
 
 

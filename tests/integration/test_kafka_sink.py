@@ -99,7 +99,7 @@ async def test_what_the_broker_refuses_goes_without_its_map_and_the_order_holds(
         with pytest.raises(Rejected) as caught:
             await sink.send([alert(1), alert(2, side=200), alert(3), alert(4, note="x" * 30_000), alert(5, side=20), alert(6)])
         await sink.send([alert(7)])
-    assert caught.value.ids == (alert(4).id,)
+    assert caught.value.events == ((alert(4).type, alert(4).id),)
     records = everything(kafka, topic, 6)
     assert numbers(records) == [1, 2, 3, 5, 6, 7]
     assert [("map" in json.loads(record.value)["data"]) for record in records] == [False, False, False, True, False, False]

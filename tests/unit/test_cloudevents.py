@@ -196,10 +196,10 @@ def test_too_large_events() -> None:
     assert telemetry.count("map_dropped") == 1
     with pytest.raises(Rejected) as caught:
         encode(alert(note="x" * 2000), max_bytes=1024, report=telemetry.report)
-    assert caught.value.ids == (alert().id,)
+    assert caught.value.events == ((alert().type, alert().id),)
 
     def never(_: Event, __: bytes) -> str:
-        raise Rejected("the topic takes no such map", [])
+        raise Rejected("the topic takes no such map")
 
     assert "map" not in json.loads(encode(alert(600), max_bytes=2**20, place=never, report=telemetry.report))["data"]
     assert telemetry.count("map_dropped") == 2

@@ -194,7 +194,7 @@ async def test_a_sink_whose_folder_is_gone_is_away_and_comes_back(tmp_path: Path
         assert caught.value.cause == "lost"
         (tmp_path / "alerts").mkdir()
         await sink.send([event()])
-        assert [path.name for path in (tmp_path / "alerts").iterdir()] == ["a%3A1.json"]
+        assert [path.name for path in (tmp_path / "alerts").iterdir()] == ["a%3A1.alert.json"]
 
 
 @pytest.mark.anyio

@@ -36,10 +36,10 @@ async def test_failures_delay_and_refusals(name: str) -> None:
         with pytest.raises(Disconnected):
             await sink.send([event(2)])
         other.away = False
-        other.rejects.add("a:3")
+        other.rejects.add(("monitor.alert.v1", "a:3"))
         with pytest.raises(Rejected) as caught:
             await sink.send([event(2), event(3), event(4)])
-        assert caught.value.ids == ("a:3",)
+        assert caught.value.events == (("monitor.alert.v1", "a:3"),)
         other.delay = 0.05
         begin = time.monotonic()
         await sink.send([event(5)])

@@ -230,7 +230,7 @@ async def test_nothing_is_settled_while_the_dead_letter_is_away(tmp_path):
 
 async def test_an_event_that_a_sink_never_takes_goes_to_the_dead_letter(tmp_path):
     line = Line(tmp_path)
-    line.sink.rejects.add("bottle0:cameras/press/1")
+    line.sink.rejects.add(("monitor.score.v1", "bottle0:cameras/press/1"))
     line.put(*(picture(number) for number in range(3)))
     async with line.running():
         await until(lambda: line.source.settled == positions(line.source))
