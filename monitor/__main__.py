@@ -1,12 +1,13 @@
 """The command line. Answers `--help` without loading anything heavy; maps errors to exit codes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from monitor.errors import ConfigError, MonitorError
+from monitor.errors import ConfigError, MonitorError, leaves
 
 COMMANDS = ("run", "check", "train", "evaluate", "models", "publish", "listen")
 
@@ -35,16 +36,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.command(arguments)
-    except ConfigError as error:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush fails nowhere
+        return 0  # whoever read our output has seen enough
+    except MonitorError as error:
+        return _told(arguments.name, error)
+    except BaseExceptionGroup as group:
+        expected = [error for error in leaves(group) if isinstance(error, MonitorError | BrokenPipeError)]
+        if len(expected) != len(list(leaves(group))):
+            raise
+        told = [_told(arguments.name, error) for error in expected if isinstance(error, MonitorError)]
+        return max(told, default=0)
+    return code
+
+
+def _told(command: str, error: MonitorError) -> int:
+    """Say what went wrong, in words; the exit code."""
+    if isinstance(error, ConfigError):
         for mistake in error.mistakes:
             print(mistake, file=sys.stderr)  # noqa: T201 (the operator's answer)
         return 2
-    except MonitorError as error:
-        print(f"monitor {arguments.name}: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    except BrokenPipeError:
-        return 0  # whoever read our output has seen enough
-    return code
+    print(f"monitor {command}: {error}", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """monitor.toml (and the environment over it) -> Settings. Every mistake is reported at once, each with its path."""
 
+import copy
 import difflib
 import re
 import tomllib
@@ -7,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from monitor.errors import ConfigError
 from monitor.ports import Options, SinkOptions, SourceOptions
@@ -33,6 +34,13 @@ class DaemonSettings(Table):
     """The state database (SQLite); one per daemon."""
     grace: float = Field(default=25.0, gt=0)
     """Seconds to drain on SIGTERM."""
+
+    @field_validator("state")
+    @classmethod
+    def _file(cls, value: Path) -> Path:
+        if ":/" in str(value):
+            raise ValueError(f"{value} is a URL; expected a file (SQLite)")
+        return value
 
 
 class StoreSettings(Table):
@@ -93,8 +101,10 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     reader = _Reader(path.resolve().parent)
-    reader.inline_secrets(tables)
-    _overlay(tables, environ, reader.mistakes)
+    overlaid: dict[str, Any] = copy.deepcopy(tables)
+    _overlay(overlaid, environ, reader.mistakes)
+    reader.inline_secrets(tables, overlaid)
+    tables = overlaid
     settings = reader.settings(tables)
     if reader.mistakes or settings is None:
         raise ConfigError(*reader.mistakes)
@@ -157,22 +167,21 @@ class _Reader:
             dead_letter=_present(dead_letter),
         )
 
-    def inline_secrets(self, tables: Mapping[str, Any]) -> None:
-        """Note every secret that stands in the file itself."""
-        places: list[tuple[str, Group, Any]] = [("dead_letter", "dead_letters", tables.get("dead_letter"))]
+    def inline_secrets(self, written: Mapping[str, Any], overlaid: Mapping[str, Any]) -> None:
+        """Note every secret that stands in the file itself, and take it out of what is validated."""
+        places: list[tuple[str, Group, Any, Any]] = [("dead_letter", "dead_letters", written.get("dead_letter"), overlaid.get("dead_letter"))]
         for top, group in (("sources", "sources"), ("sinks", "sinks")):
-            named = tables.get(top)
-            if isinstance(named, dict):
-                places += [(f"{top}.{name}", group, table) for name, table in named.items()]  # type: ignore[misc]
-        for at, group, table in places:
-            if not isinstance(table, dict):
+            if isinstance(named := written.get(top), dict):
+                places += [(f"{top}.{name}", group, table, overlaid[top][name]) for name, table in named.items()]  # type: ignore[misc]
+        for at, group, table, complete in places:
+            if not isinstance(table, dict) or not isinstance(complete, dict):
                 continue
             try:
-                fields = options_class(group, str(table.get("kind"))).model_fields
+                fields = options_class(group, str(complete.get("kind"))).model_fields
             except ConfigError:
                 continue  # reported where the kind is read
             for key in [key for key in table if key in fields and _secret(fields[key].annotation)]:
-                del table[key]
+                complete.pop(key)
                 variable = PREFIX + "__".join([*at.split("."), key]).upper()
                 self.mistakes.append(f"{at}.{key}: a secret is never written inline; expected {key}_file, or {variable} in the environment")
 
@@ -185,7 +194,7 @@ class _Reader:
 
     def _named(self, tables: Mapping[str, Any], top: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         named = self._table(tables, top)
-        if not named and top not in tables:
+        if not named and top != "sinks":
             self.mistakes.append(f"{top}: expected at least one, [{top}.NAME]")
         for name, table in named.items():
             at = f"{top}.{name}"
@@ -237,7 +246,9 @@ class _Reader:
             key: value.parsed() if isinstance(value, _FromEnvironment) and not _is_secret(model, key) else value for key, value in table.items()
         }
         try:
-            return self._anchored(model.model_validate(values))
+            valid = self._anchored(model.model_validate(values))
+            self.mistakes += [f"{at}.{name}: {why}" for name, why in _unreadable(valid)]
+            return valid
         except ValidationError as error:
             for mistake in error.errors(include_url=False):
                 place = ".".join(str(part) for part in mistake["loc"])
@@ -283,6 +294,17 @@ class _Reader:
 def _names(value: Any) -> list[str]:
     value = value.parsed() if isinstance(value, _FromEnvironment) else value
     return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _unreadable(model: BaseModel) -> Iterator[tuple[str, str]]:
+    """Files that the options name (secrets, certificates) and that cannot be read, and why."""
+    for name in type(model).model_fields:
+        path = getattr(model, name)
+        if name.endswith("_file") and isinstance(path, Path):
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                yield name, f"{path} cannot be read: {error.strerror}"
 
 
 def _secret(annotation: Any) -> bool:

@@ -14,7 +14,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from monitor.config import Settings, load_settings
-from monitor.errors import ConfigError, DeviceLost, ModelBroken
+from monitor.errors import ConfigError, DeviceLost, ModelBroken, leaves
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
 from monitor.serving import Devices
@@ -88,7 +88,8 @@ class Daemon:
     async def _drain(self) -> None:
         self._telemetry.report("draining", grace=self._settings.daemon.grace)
         with anyio.move_on_after(self._settings.daemon.grace) as grace:
-            await self._finish(self._running)
+            async with self._rebuilding:
+                await self._finish(list(self._running))
         self._hard |= grace.cancelled_caught
         self._tasks.cancel_scope.cancel()  # ends the wait for signals
 
@@ -126,8 +127,9 @@ class Daemon:
             for pipeline in changed:
                 await pipeline.cancel()
                 self._running.remove(pipeline)
-            if not self._draining:
-                await self._start(self._tasks, new)
+            if self._draining:
+                return
+            await self._start(self._tasks, new)
             self._telemetry.report("reloaded", ended=[pipeline.settings.name for pipeline in changed], started=[part.name for part in new])
 
 
@@ -142,7 +144,7 @@ def _blame(state: State, telemetry: Telemetry) -> Iterator[_Outcome]:
     try:
         yield outcome
     except BaseExceptionGroup as group:
-        errors = list(_leaves(group))
+        errors = list(leaves(group))
         mistakes = [mistake for error in errors if isinstance(error, ConfigError) for mistake in error.mistakes]
         faults = {ModelBroken: "model_broken", DeviceLost: "device_lost"}
         blamed = [error for error in errors if type(error) in faults]
@@ -157,11 +159,3 @@ def _blame(state: State, telemetry: Telemetry) -> Iterator[_Outcome]:
         outcome.failed = True
     else:
         state.end_clean()
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error

@@ -1,6 +1,7 @@
 """monitor listen: prints the events of a sink as they come, as an alert consumer would receive them."""
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 from monitor.errors import ConfigError, MonitorError
 
+EVENTS = ("monitor.alert.v1", "monitor.score.v1")
 HELP = "subscribe to a sink's topic and print events"
 EXAMPLE = """\
 example:
@@ -47,6 +49,9 @@ def execute(arguments: argparse.Namespace) -> int:
         async with resolve(options.receiver)(options) as receiver:
             print(f"# listening to {name}", file=sys.stderr, flush=True)
             async for event in receiver:
+                if str(event.get("type")) not in EVENTS:
+                    print(f"# no event of ours: {json.dumps(event)[:200]}", file=sys.stderr, flush=True)
+                    continue
                 print(json.dumps(event) if arguments.json_lines else _line(event), flush=True)
                 if arguments.maps is not None:
                     await save(receiver, event)
@@ -58,7 +63,7 @@ def execute(arguments: argparse.Namespace) -> int:
             print(f"# {error}", file=sys.stderr, flush=True)
             return
         if png is not None:
-            (arguments.maps / (re.sub(r"[^A-Za-z0-9._-]+", "_", str(event["id"])) + ".png")).write_bytes(png)
+            (arguments.maps / _file_name(str(event["id"]))).write_bytes(png)
 
     async def until_interrupted() -> None:
         async with anyio.create_task_group() as tasks:
@@ -69,6 +74,12 @@ def execute(arguments: argparse.Namespace) -> int:
 
     anyio.run(until_interrupted)
     return 0
+
+
+def _file_name(event_id: str) -> str:
+    """Readable, safe and unambiguous: what had to be replaced or cut is told apart by a hash."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", event_id)[:180]
+    return f"{name}-{hashlib.sha256(event_id.encode()).hexdigest()[:8]}.png"
 
 
 def _line(event: Mapping[str, Any]) -> str:

@@ -152,6 +152,29 @@ def test_what_is_not_even_tables(tmp_path, text):
     assert mistakes(tmp_path, text)
 
 
+def test_a_file_that_options_name_must_be_readable(tmp_path):
+    secure = GOOD.replace('group_id = "monitor"', 'group_id = "monitor"\nsecurity_protocol = "SSL"\nca_file = "nowhere.pem"')
+
+    assert mistakes(tmp_path, secure) == [f"sources.cameras.ca_file: {tmp_path}/nowhere.pem cannot be read: No such file or directory"]
+
+
+def test_a_secret_in_the_file_is_found_whatever_names_the_kind(tmp_path):
+    text = GOOD.replace('kind = "kafka"', 'password = "inline"', 1)
+
+    assert mistakes(tmp_path, text, MONITOR__SOURCES__CAMERAS__KIND="kafka")[0].startswith("sources.cameras.password: a secret is never")
+
+
+def test_an_empty_table_is_not_enough(tmp_path):
+    assert mistakes(tmp_path, "[sources]\n[detectors]\n") == [
+        "sources: expected at least one, [sources.NAME]",
+        "detectors: expected at least one, [detectors.NAME]",
+    ]
+
+
+def test_the_state_is_a_file(tmp_path):
+    assert mistakes(tmp_path, GOOD + '\n[daemon]\nstate = "postgresql://db/monitor"\n')[0].startswith("daemon.state:")
+
+
 def test_what_no_release_has_yet_is_unknown(tmp_path):
     assert mistakes(tmp_path, GOOD + "\n[api]\nport = 8440\n")[0].startswith("api: unknown table")
 
