@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from monitor.config import Settings, load_settings
 from monitor.errors import ConfigError, DeviceLost, ModelBroken, leaves
+from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
 from monitor.serving import Devices
@@ -44,6 +45,7 @@ class Daemon:
         with State(self._settings.daemon.state) as self._state, Devices() as self._devices:
             self._probation = Probation(self._state, self._telemetry.report)
             self._store = ModelStore(self._settings.store.path)
+            self._workers = anyio.CapacityLimiter(WORKERS)
             with _blame(self._state, self._telemetry) as outcome:
                 async with anyio.create_task_group() as self._tasks:
                     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -71,6 +73,7 @@ class Daemon:
                 state=self._state,
                 probation=self._probation,
                 devices=self._devices,
+                workers=self._workers,
                 report=self._telemetry.report,
             )
             self._running.append(pipeline)

@@ -18,7 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from monitor.batching import Batcher
 from monitor.errors import DeviceLost
-from monitor.intake import WORKERS, Bad, Intake, Item
+from monitor.intake import Bad, Intake, Item
 from monitor.ports import Context, Report
 from monitor.probation import Probation
 from monitor.publishing import Outlet, burial
@@ -59,6 +59,7 @@ class Pipeline:
         state: State,
         probation: Probation,
         devices: Devices,
+        workers: anyio.CapacityLimiter,
         report: Report,
     ) -> None:
         self.settings = settings
@@ -73,7 +74,6 @@ class Pipeline:
             name: Batcher(max_batch_size=detector.max_batch_size, max_wait=detector.max_wait, capacity=2 * detector.max_batch_size)
             for name, detector in detectors.items()
         }
-        workers = anyio.CapacityLimiter(WORKERS)
         self._intakes = []
         for name, options in settings.sources.items():
             readers = {reader for reader, detector in detectors.items() if name in detector.inputs}

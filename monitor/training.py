@@ -64,12 +64,12 @@ class Job:
 def train(job: Job, *, store: ModelStore, progress: Progress, report: Report, resume: bool = False) -> Trained:
     """Raises ConfigError for data or options that cannot work, and for a resume that differs from what was begun."""
     with _work_folder(job.name, store) as folder:
-        digests = _read_all(job.files, progress)
+        detector: Detector = resolve(job.options.implementation)(job.options)
+        digests = _read_all(job.files, detector.modality, progress)
         _begin(folder, _plan(job, digests), resume=resume)
         parts = {part: job.files.take(indices) for part, indices in deal(len(job.files)).items()}
         fit, built = folder / "fit", folder / "model"
         fit.mkdir(exist_ok=True)
-        detector: Detector = resolve(job.options.implementation)(job.options)
         begun = time.monotonic()
         facts = dict(detector.fit(parts["T"], parts["E"], fit, seed=job.seed, device=job.device, progress=progress))
         facts.setdefault("seconds", time.monotonic() - begun)
@@ -141,12 +141,14 @@ def _check(job: Job, built: Path, precision: str, samples: Sequence[Sample], exp
     return {"precision": precision, "device": detector.device, "deviation": moved, "within": moved <= allowed}
 
 
-def _read_all(files: Files, progress: Progress) -> list[str]:
-    """The sha256 of every file, each decoded once: a file that is no sample is named before hours of training, not after."""
+def _read_all(files: Files, modality: str, progress: Progress) -> list[str]:
+    """The sha256 of every file, each decoded once: one that cannot be learnt from is named before hours of training, not after."""
     digests = []
     for index in range(len(files)):
         payload = files.payload(index)
-        files.sample(index, payload)
+        found = files.sample(index, payload).modality
+        if found != modality:
+            raise ConfigError(f"{files.position(index)}: expected {modality}, found {found}")
         digests.append(hashlib.sha256(payload).hexdigest())
         progress("read", index + 1, len(files), {})
     return digests

@@ -25,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--category", metavar="C", help="one category of the data set")
     parser.add_argument("--preset", metavar="P", help="paper or cpu; overrides options.preset")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides everything random (default: 0)")
-    parser.add_argument("--resume", action="store_true", help="go on where a training with the same arguments stopped")
+    parser.add_argument("--resume", action="store_true", help="go on where a training with the same arguments stopped; begin where there is none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     parser.set_defaults(command=execute)
 

@@ -16,6 +16,7 @@ from fake_detector import NAN, RAISES, FakeOptions
 from monitor.config import DetectorSettings, SinkSettings
 from monitor.errors import ModelBroken
 from monitor.evaluation.layouts import training_files
+from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
 from monitor.serving import Devices
@@ -105,6 +106,7 @@ class Line:
                 state=state,
                 probation=Probation(state, self.telemetry.report),
                 devices=devices,
+                workers=anyio.CapacityLimiter(WORKERS),
                 report=self.telemetry.report,
             )
             with anyio.fail_after(20):
