@@ -1,8 +1,9 @@
 """The autoencoder family as a detector: how badly an image is reconstructed is how strange it is."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,6 +67,9 @@ class Autoencoder:
         spare = self._read(held_out, "prepare held-out", progress)
         with seeded(torch.device("cpu"), seed, "network"):
             network = AutoencoderNetwork(options.variant)
+        if options.epochs is None:
+            longer = stretched(preset, len(training))
+            preset = replace(longer, patience=options.patience or longer.patience)
         shared = {name.name: getattr(preset, name.name) for name in fields(Recipe)}
         history = train(
             network, reconstruction_loss, learn, spare, recipe=Recipe(**shared), folder=folder, seed=seed, device=place, progress=progress
@@ -167,6 +171,18 @@ def resolved(options: AutoencoderOptions) -> Preset:
     if preset.resolution - 2 * preset.border < 16:
         raise ConfigError(f"border: {preset.border} leaves nothing of {preset.resolution} pixels: expected at most {preset.resolution // 2 - 8}")
     return preset
+
+
+def stretched(preset: Preset, images: int) -> Preset:
+    """More and equally more patient epochs where one of `images` has too few steps for the preset's `steps`."""
+    per_epoch = max(1, images // preset.batch_size)
+    longer = max(1.0, preset.steps / (per_epoch * preset.epochs))
+    return replace(
+        preset,
+        epochs=math.ceil(preset.epochs * longer),
+        plateau=math.ceil(preset.plateau * longer),
+        patience=math.ceil(preset.patience * longer),
+    )
 
 
 def reconstruction_loss(network: nn.Module, batch: Tensor) -> Tensor:

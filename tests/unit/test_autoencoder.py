@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from detectors.autoencoder.detector import Autoencoder, choose_score, read_model, resolved, scores
+from detectors.autoencoder.detector import Autoencoder, choose_score, read_model, resolved, scores, stretched
 from detectors.autoencoder.networks import AutoencoderNetwork, Variant
 from detectors.autoencoder.options import AutoencoderOptions
 from detectors.autoencoder.scores import dissimilarity, pixel_l1, top_mean
@@ -177,3 +177,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Any, broken: str) -> No
     (tmp_path / "detector.json").write_text(broken)
     with pytest.raises(ModelRefused):
         read_model(tmp_path)
+
+
+def test_few_images_train_for_as_many_steps() -> None:
+    preset = resolved(AutoencoderOptions(preset="cpu"))
+
+    assert stretched(preset, 126) == preset
+    few = stretched(preset, 29)
+    assert (few.epochs, few.patience, few.plateau) == (125, 40, 15)
+    assert stretched(resolved(AutoencoderOptions(preset="paper")), 3).epochs == 45
