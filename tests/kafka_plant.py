@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
-import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
@@ -16,9 +15,6 @@ from connectors.kafka.options import KafkaSourceOptions
 from connectors.kafka.source import KafkaSource
 from monitor.ports import Context, Delivery
 from monitor.telemetry import Telemetry
-
-LEAKS = pytest.mark.filterwarnings("ignore:unclosed <socket.socket:ResourceWarning")
-"""kafka-python leaves the socket of a refused connection to the garbage collector."""
 
 _numbers = itertools.count()
 

@@ -13,12 +13,12 @@ from connectors.kafka.diagnosis import probe
 from connectors.kafka.options import KafkaSinkOptions
 from connectors.kafka.sink import KafkaSink
 from kafka_home import free_ports
-from kafka_plant import LEAKS, Reports, make_topic, produce, reading, source_options, take, until
+from kafka_plant import Reports, make_topic, produce, reading, source_options, take, until
 from monitor.errors import ConfigError, Disconnected
 from monitor.ports import Context
 from monitor.types import Event
 
-pytestmark = [pytest.mark.anyio, LEAKS]
+pytestmark = pytest.mark.anyio
 
 SASL = {"security_protocol": "SASL_PLAINTEXT", "username": "alice"}
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")

