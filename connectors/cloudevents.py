@@ -136,6 +136,14 @@ def structured(event: Event, **more: Any) -> bytes:
     return json.dumps(attributes, allow_nan=False, separators=(",", ":")).encode()
 
 
+def readable(value: bytes) -> dict[str, str]:
+    """Bytes in JSON, as dead letters write a key and headers: `text` where it is UTF-8, else `base64`."""
+    try:
+        return {"text": value.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
 def encode(event: Event, *, max_bytes: int, place: Place | None = None, report: Callable[..., None]) -> bytes:
     """The event as structured JSON of at most `max_bytes`, its map as `data.map`; without the map if it is too large with it.
 

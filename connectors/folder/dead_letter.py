@@ -2,49 +2,36 @@
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
-import anyio.to_thread
-
-from connectors.cloudevents import structured
+from connectors.cloudevents import readable, structured
 from connectors.files import safe_name, write_durably
 from connectors.folder.options import FolderDeadLetterOptions
+from connectors.folder.writer import FolderWriter
 from connectors.spill import spill
 from monitor.errors import Disconnected
 from monitor.ports import Context
 from monitor.types import Event
 
 
-class FolderDeadLetter:
+class FolderDeadLetter(FolderWriter):
     """See monitor.ports.Sink. `data` of a record: source, topic, position, received, timestamp, key, headers, reason, error, and
     `payload` as base64, or `spilled` with size, sha256 and path of the original bytes."""
 
     def __init__(self, options: FolderDeadLetterOptions, context: Context) -> None:
+        super().__init__(options.path)
         self._options = options
         self._context = context
         self._spill = options.spill or options.path / "spill"
 
-    async def __aenter__(self) -> Self:
-        try:
-            await anyio.to_thread.run_sync(lambda: self._options.path.mkdir(parents=True, exist_ok=True))
-        except OSError as error:
-            raise Disconnected(f"folder {self._options.path} cannot be made: {error}", "lost") from error
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        pass
-
-    async def send(self, events: Sequence[Event]) -> None:
-        await anyio.to_thread.run_sync(self._send, events)
-
     def _send(self, events: Sequence[Event]) -> None:
         for event in events:
             try:
-                path = self._options.path / f"{safe_name(event.id)}.json"
+                path = self._path / f"{safe_name(event.id)}.json"
                 if not path.exists():
                     write_durably(path, self._record(event))
             except OSError as error:
-                raise Disconnected(f"{event.id} cannot be written to {self._options.path}: {error}", "lost") from error
+                raise Disconnected(f"{event.id} cannot be written to {self._path}: {error}", "lost") from error
 
     def _record(self, event: Event) -> bytes:
         assert event.dead_letter is not None
@@ -55,8 +42,8 @@ class FolderDeadLetter:
             "position": message.position,
             "received": message.received,
             "timestamp": message.timestamp,
-            "key": None if message.key is None else _readable(message.key),
-            "headers": [{"name": name, **_readable(value)} for name, value in message.headers],
+            "key": None if message.key is None else readable(message.key),
+            "headers": [{"name": name, **readable(value)} for name, value in message.headers],
             "reason": event.dead_letter.reason,
             "error": event.dead_letter.error,
         }
@@ -67,11 +54,3 @@ class FolderDeadLetter:
         spilled = spill(self._spill, message.payload)
         self._context.report("payload_spilled", message=message.id, **spilled)
         return structured(event, **facts, spilled=spilled)
-
-
-def _readable(value: bytes) -> dict[str, str]:
-    """Text where it is text, else base64."""
-    try:
-        return {"text": value.decode()}
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(value).decode()}

@@ -3,19 +3,14 @@
 import base64
 import json
 from collections.abc import Sequence
-from typing import Self
-
-import anyio
-import anyio.to_thread
 
 from connectors.cloudevents import STRUCTURED, structured
-from connectors.kafka.connection import client_arguments
 from connectors.kafka.options import KafkaDeadLetterOptions
-from connectors.kafka.producer import Producer, Record, Refused
+from connectors.kafka.producer import Record, Refused
+from connectors.kafka.writer import KafkaWriter
 from connectors.maps import describe
 from connectors.spill import spill
 from monitor.errors import Rejected
-from monitor.ports import Context
 from monitor.types import Event
 
 _LONGEST_ERROR = 2000
@@ -23,33 +18,15 @@ _LONGEST_ERROR = 2000
 Headers = tuple[tuple[str, bytes], ...]
 
 
-class KafkaDeadLetter:
+class KafkaDeadLetter(KafkaWriter[KafkaDeadLetterOptions]):
     """A monitor.ports.Sink. The record has the message's payload, key and headers, and these headers:
 
     monitor-id, monitor-reason, monitor-error, monitor-source, monitor-topic, monitor-position. A payload beyond `max_bytes`
     lies in the `spill` folder: its record is JSON of its size, sha256 and path, and says `monitor-spilled: true`. A key and
     headers beyond half of `max_bytes` lie there too, as JSON with base64, at the path in `monitor-headers-spilled`.
-    An event without a message (one that a sink rejected) goes as structured CloudEvent.
+    An event without a message (one that a sink rejected) goes as structured CloudEvent. Rejected is raised only where the topic
+    does not even take the record of a spilled payload.
     """
-
-    def __init__(self, options: KafkaDeadLetterOptions, context: Context) -> None:
-        self._options = options
-        self._context = context
-        self._producer = Producer(options, options.delivery_timeout)
-        self._turn = anyio.Lock()
-
-    async def __aenter__(self) -> Self:
-        client_arguments(self._options)  # unusable files are a mistake in the configuration, not a broker that is away
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._producer.close)
-
-    async def send(self, events: Sequence[Event]) -> None:
-        """As monitor.ports.Sink; Rejected only where the topic does not even take the record of a spilled payload."""
-        async with self._turn:
-            await anyio.to_thread.run_sync(self._send, events)
 
     def _send(self, events: Sequence[Event]) -> None:
         records = [self._fitting(event) for event in events]

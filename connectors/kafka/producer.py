@@ -1,6 +1,7 @@
 """Records to Kafka, each confirmed by all replicas in sync. Blocking: for a worker thread, one call at a time."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kafka import KafkaProducer
@@ -17,6 +18,8 @@ _REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordErro
 _FRAMING = 1024
 """Bytes that a request holds beside its records, at least; records are refused by the broker, not by the client."""
 _LARGEST = 2**31 - 1 - _FRAMING
+_CLOSE = 1.0
+"""Seconds that closing a client may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +46,13 @@ class Refused:
 
 
 class Producer:
-    """Connects at the first `send` and after every failure."""
+    """Connects at the first `send` and after every failure, until it is closed."""
 
     def __init__(self, options: KafkaConnectionOptions, delivery_timeout: float) -> None:
         self._options = options
         self._timeout = delivery_timeout
         self._client: KafkaProducer | None = None
+        self._closed = False
         self._taken = 0
         """Bytes of the largest value that the broker has taken."""
 
@@ -100,19 +104,21 @@ class Producer:
             raise Disconnected(str(error), "not_authorised") from error
         except KafkaError as error:
             self._abandon()
-            check(self._options)  # it knows better what is wrong
+            if not self._closed:
+                check(self._options)  # it knows better what is wrong
             raise disconnected(error, self._options) from error
         if any(isinstance(outcome, Refused) for outcome in outcomes):
             self._abandon()
         return outcomes
 
     def close(self) -> None:
-        """Nothing is pending between calls, so this is quick."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close(timeout=1)
+        """For good, within about _CLOSE. Any thread may call it: a `send` that hangs in another raises Disconnected."""
+        self._closed = True
+        self._abandon()
 
     def _connected(self) -> KafkaProducer:
+        if self._closed:
+            raise Disconnected("the producer is closed", "lost")
         if self._client is None:
             check(self._options)
             milliseconds = int(1000 * self._timeout)
@@ -125,13 +131,18 @@ class Producer:
                 delivery_timeout_ms=milliseconds,
                 request_timeout_ms=milliseconds,
             )
+            if self._closed:  # meanwhile, when there was no client to close yet
+                self._abandon()
+                raise Disconnected("the producer is closed", "lost")
         return self._client
 
     def _abandon(self) -> None:
         """What is pending in it must not arrive after what is sent again."""
         client, self._client = self._client, None
         if client is not None:
-            client.close(timeout=0)
+            client._sender.force_close()  # `close` alone flushes first, and leaves all running when that takes too long (kafka-python 3.0.12)
+            with suppress(KafkaError):
+                client.close(timeout=_CLOSE)
 
 
 def _outcome(future: FutureRecordMetadata, timeout: float) -> Placed | Refused:

@@ -11,6 +11,7 @@ import anyio.to_thread
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from connectors.cloudevents import readable
 from connectors.kafka.connection import client_arguments, disconnected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.options import KafkaProducerOptions
@@ -119,8 +120,8 @@ def _event(record: Any) -> Mapping[str, Any]:
         return event
     said = {name: headers[f"monitor-{name}"].decode() for name in ("source", "topic", "position", "reason", "error")}
     facts: dict[str, Any] = {
-        "key": None if record.key is None else _readable(record.key),
-        "headers": [{"name": name, **_readable(value or b"")} for name, value in record.headers if not name.startswith("monitor-")],
+        "key": None if record.key is None else readable(record.key),
+        "headers": [{"name": name, **readable(value or b"")} for name, value in record.headers if not name.startswith("monitor-")],
     }
     if "monitor-spilled" in headers:
         facts["spilled"] = json.loads(record.value)
@@ -135,11 +136,3 @@ def _event(record: Any) -> Mapping[str, Any]:
         "time": rfc_3339(record.timestamp / 1000),
         "data": {**said, **facts},
     }
-
-
-def _readable(value: bytes) -> dict[str, str]:
-    """Text where it is text, else base64."""
-    try:
-        return {"text": value.decode()}
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(value).decode()}

@@ -1,15 +1,11 @@
 """Events to a Kafka topic: CloudEvents as structured JSON, keyed by stream."""
 
 from collections.abc import Sequence
-from typing import Self
-
-import anyio
-import anyio.to_thread
 
 from connectors.cloudevents import STRUCTURED, encode
-from connectors.kafka.connection import client_arguments
 from connectors.kafka.options import KafkaSinkOptions, MapsInTopic
-from connectors.kafka.producer import Producer, Record, Refused
+from connectors.kafka.producer import Record, Refused
+from connectors.kafka.writer import KafkaWriter
 from connectors.maps import Place, place_in
 from connectors.options import MapsInFolder
 from monitor.errors import Rejected
@@ -19,14 +15,11 @@ from monitor.types import Event
 CONTENT_TYPE = (("content-type", STRUCTURED.encode()),)
 
 
-class KafkaSink:
+class KafkaSink(KafkaWriter[KafkaSinkOptions]):
     """See monitor.ports.Sink. Source of the binding: cloudevents/bindings/kafka-protocol-binding.md (1.0.2), 3.3."""
 
     def __init__(self, options: KafkaSinkOptions, context: Context) -> None:
-        self._options = options
-        self._context = context
-        self._producer = Producer(options, options.delivery_timeout)
-        self._turn = anyio.Lock()
+        super().__init__(options, context)
         match options.maps:
             case MapsInFolder(path=path):
                 self._place: Place | None = place_in(path)
@@ -34,18 +27,6 @@ class KafkaSink:
                 self._place = self._place_in_topic
             case None:
                 self._place = None
-
-    async def __aenter__(self) -> Self:
-        client_arguments(self._options)  # unusable files are a mistake in the configuration, not a broker that is away
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._producer.close)
-
-    async def send(self, events: Sequence[Event]) -> None:
-        async with self._turn:
-            await anyio.to_thread.run_sync(self._send, events)
 
     def _send(self, events: Sequence[Event]) -> None:
         rejected: list[Rejected] = []
