@@ -26,7 +26,7 @@ def unwrap(message: Message) -> Envelope:
     """What the message says of its payload, by plain headers, `ce_*` headers (binary mode) or a JSON event (structured mode).
 
     Stream: header `stream`, else the event's subject, else the key, else the topic. Captured: header `captured`, else the
-    event's time, else the broker's time, else when it was received. A plain header goes before the event's attribute.
+    event's time, else the broker's time where it is one, else when it was received. A plain header goes before the event's attribute.
     Raises BadSample: lying_header for facts that cannot be read, undecodable for a structured event that is none.
     """
     content_type = media_type(_header(message, "content-type"))
@@ -38,7 +38,7 @@ def unwrap(message: Message) -> Envelope:
         payload=payload,
         content_type=content_type,
         stream=_stream(message, _header(message, "stream") or subject),
-        captured=_seconds(captured) if captured else message.timestamp if message.timestamp is not None else message.received,
+        captured=_seconds(captured) if captured else _brokers_time(message),
     )
 
 
@@ -68,6 +68,10 @@ def _stream(message: Message, said: str | None) -> str:
     stream = stream or message.topic
     if len(stream) > _LONGEST_STREAM:
         raise BadSample("lying_header", f"the stream's name has {len(stream)} characters, at most {_LONGEST_STREAM} are taken")
+    try:
+        stream.encode()
+    except UnicodeEncodeError:  # JSON may say half a surrogate pair
+        raise BadSample("lying_header", f"the stream's name is no Unicode text: {ascii(stream)[:60]}") from None
     return stream
 
 
@@ -82,9 +86,18 @@ def _seconds(text: str) -> float:
             raise BadSample("lying_header", f"captured {text[:60]!r} is no time: {error}") from None
     else:
         raise BadSample("lying_header", f"captured {text[:60]!r} is neither RFC 3339 (with its offset) nor epoch milliseconds")
-    if not 0 <= seconds < _END_OF_TIME:
+    if not _is_time(seconds):
         raise BadSample("lying_header", f"captured {text[:60]!r} is before 1970 or after 9999")
     return seconds
+
+
+def _brokers_time(message: Message) -> float:
+    """A producer may have set it, in whatever unit."""
+    return message.timestamp if message.timestamp is not None and _is_time(message.timestamp) else message.received
+
+
+def _is_time(seconds: float) -> bool:
+    return 0 <= seconds < _END_OF_TIME
 
 
 def _structured(raw: bytes) -> tuple[bytes, str | None, str | None, str | None]:

@@ -28,6 +28,8 @@ def unpack(raw: bytes) -> tuple[bytes | None, Headers]:
         headers = tuple((name, base64.b64decode(value, validate=True)) for name, value in facts["headers"])
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"not key and headers of a message: {error!r}") from error
-    if not all(isinstance(name, str) for name, _ in headers):
-        raise ValueError("not key and headers of a message: a header's name is no text")
+    for name, _ in headers:
+        if not isinstance(name, str):
+            raise ValueError("not key and headers of a message: a header's name is no text")
+        name.encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
     return key, headers

@@ -50,6 +50,8 @@ def test_captured_by_header_event_broker_arrival() -> None:
     assert unwrap(message(captured=b"2026-01-01T00:00:00.123456789Z")).captured == pytest.approx(MINUTE + 0.123456)
     assert unwrap(message()).captured == 7.0
     assert unwrap(message(timestamp=None)).captured == 9.0
+    for other_unit in (1_767_225_600_000.0, 1_767_225_600_000_000.0, -1.0, float("nan")):
+        assert unwrap(message(timestamp=other_unit)).captured == 9.0
 
 
 def test_content_type_is_a_bare_media_type() -> None:
@@ -104,6 +106,7 @@ def test_structured_mode() -> None:
         (event(subject=5), "undecodable"),
         (event(time=5), "undecodable"),
         (event(time="noon"), "lying_header"),
+        (event(subject="cam\ud800"), "lying_header"),
         (event(data="\ud800", datacontenttype="text/plain"), "undecodable"),
     ],
 )
