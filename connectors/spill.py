@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from connectors.files import write_durably
+from monitor.errors import Disconnected
 
 
 class SpillFacts(TypedDict):
@@ -18,11 +19,15 @@ class SpillFacts(TypedDict):
 def spill(folder: Path, payload: bytes) -> SpillFacts:
     """Write the payload into `folder` (made if missing) under its sha256, and say where it lies (absolute path).
 
-    Returns when it is safe on disk. The same payload again writes nothing. Raises OSError.
+    Returns when it is safe on disk. The same payload again writes nothing. Raises Disconnected where the disk is full or the
+    folder cannot be written: the dead letter waits, and so do its sources.
     """
     digest = hashlib.sha256(payload).hexdigest()
-    path = folder.resolve() / f"{digest}.bin"
-    if not (path.exists() and path.stat().st_size == len(payload)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, payload)
+    try:
+        path = folder.resolve() / f"{digest}.bin"
+        if not (path.exists() and path.stat().st_size == len(payload)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, payload)
+    except OSError as error:
+        raise Disconnected(f"{len(payload)} bytes cannot be spilled to {folder}: {error}", "lost") from error
     return {"size": len(payload), "sha256": digest, "path": str(path)}

@@ -37,13 +37,6 @@ class Message:
     def id(self) -> str:
         return f"{self.source}/{self.topic}/{self.position}"
 
-    def header(self, name: str) -> str | None:
-        """The last header of that name (any case) as text, or None; bytes that are not UTF-8 become U+FFFD."""
-        for key, value in reversed(self.headers):
-            if key.lower() == name:
-                return value.decode("utf-8", "replace")
-        return None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
