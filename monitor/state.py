@@ -31,21 +31,24 @@ class State:
         self.unclean = False
 
     def __enter__(self) -> Self:
-        """Raises ConfigError when another daemon holds this state or the file is not a state database."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._guard = self._hold()
+        """Raises ConfigError when another daemon holds this state, or the file cannot be written or is not a state database."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._guard = self._hold()
+        except OSError as error:
+            raise ConfigError(f"daemon.state: {self._path} cannot be written: {error}") from error
         try:
             self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(SCHEMA)
-        except sqlite3.DatabaseError as error:
+            self.unclean = self._db.execute("SELECT 1 FROM running").fetchone() is not None
+            self._db.execute("INSERT INTO running VALUES (datetime('now'))")
+            # dying with an id still written is one death on it
+            self._db.execute("UPDATE in_process SET deaths = deaths + 1, open = 0 WHERE open = 1")
+        except sqlite3.Error as error:
             self._guard.close()
             raise ConfigError(f"daemon.state: {self._path} cannot be used as state database: {error}") from error
-        self.unclean = self._db.execute("SELECT 1 FROM running").fetchone() is not None
-        self._db.execute("INSERT INTO running VALUES (datetime('now'))")
-        # dying with an id still written is one death on it
-        self._db.execute("UPDATE in_process SET deaths = deaths + 1, open = 0 WHERE open = 1")
         return self
 
     def __exit__(self, *exc: object) -> None:

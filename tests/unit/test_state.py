@@ -58,3 +58,12 @@ def test_what_is_no_database_is_refused(tmp_path):
     (tmp_path / "state.db").write_bytes(b"this is not a database, it only pretends to be one" * 100)
     with pytest.raises(ConfigError, match="cannot be used"), State(tmp_path / "state.db"):
         pass
+
+
+def test_a_path_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"daemon\.state: .* cannot be written"), State(tmp_path / "file" / "state.db"):
+        pass
+    (tmp_path / "state.db").mkdir()
+    with pytest.raises(ConfigError, match=r"daemon\.state: .* cannot be used"), State(tmp_path / "state.db"):
+        pass
