@@ -25,15 +25,15 @@ class Options(BaseModel):
     implementation: ClassVar[str]
 
     def secret(self, name: str) -> str | None:
-        """The secret `name`: from `<name>_file`, else the value that came from the environment, else None.
+        """The secret `name`: the value that came from the environment, else what stands in `<name>_file`, else None.
 
         Raises OSError where the file cannot be read.
         """
-        file: Path | None = getattr(self, f"{name}_file", None)
-        if file is not None:
-            return file.read_text().strip()
         value: SecretStr | None = getattr(self, name)
-        return value.get_secret_value() if value is not None else None
+        if value is not None:
+            return value.get_secret_value()
+        file: Path | None = getattr(self, f"{name}_file", None)
+        return None if file is None else file.read_text().rstrip("\r\n")
 
 
 class SourceOptions(Options):

@@ -10,6 +10,7 @@ from connectors.options import MapsInFolder
 from monitor.ports import Options, SinkOptions, SourceOptions
 
 _TOPIC = r"^[A-Za-z0-9._-]{1,249}$"
+_KEY = ("key_file", "key_password", "key_password_file")
 
 
 class KafkaConnectionOptions(Options):
@@ -64,11 +65,11 @@ class KafkaConnectionOptions(Options):
             if idle:
                 mistakes.append(f"{', '.join(idle)}: only with security_protocol SASL_SSL or SASL_PLAINTEXT, not {self.security_protocol}")
         if not tls:
-            idle = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name) is not None]
+            idle = [name for name in ("ca_file", "cert_file", *_KEY) if getattr(self, name) is not None]
             if idle:
                 mistakes.append(f"{', '.join(idle)}: only with security_protocol SSL or SASL_SSL, not {self.security_protocol}")
-        if self.key_file is not None and self.cert_file is None:
-            mistakes.append("key_file needs cert_file")
+        elif self.cert_file is None and (idle := [name for name in _KEY if getattr(self, name) is not None]):
+            mistakes.append(f"{', '.join(idle)} needs cert_file")
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self
