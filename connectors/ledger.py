@@ -46,22 +46,13 @@ class Ledger(Generic[Position]):
         return len(self._unsettled)
 
     @property
-    def watermark(self) -> Position | None:
-        """The last position of the settled beginning; None before there is one."""
-        return self._watermark
-
-    @property
     def uncommitted(self) -> Position | None:
-        """The watermark where the broker does not know it yet, else None. None for ever once dead."""
+        """The last position of the settled beginning, where the broker does not know it yet, else None. None for ever once dead."""
         return None if self._dead or self._watermark == self._committed else self._watermark
 
     def committed(self, position: Position) -> None:
         """The broker has confirmed this watermark."""
         self._committed = position
-
-    @property
-    def dead(self) -> bool:
-        return self._dead
 
     def kill(self) -> None:
         """What is settled from now on is never committed."""

@@ -87,9 +87,10 @@ class Partitions:
     def full(self) -> bool:
         return self._taken >= self._places
 
-    def get(self, partition: TopicPartition) -> Partition:
+    def get(self, partition: TopicPartition) -> Partition | None:
+        """Its stay with us; None where it is ours no longer."""
         with self._change:
-            return self._open[partition]
+            return self._open.get(partition)
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         with self._change:
@@ -160,7 +161,7 @@ class Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             await self._consumer._net.sleep(_LOOK)
         if watermarks := self._partitions.watermarks(revoked):
             try:
-                await self._consumer.commit_async({tp: OffsetAndMetadata(offset + 1, "", -1) for tp, (_, offset) in watermarks.items()})
+                await self._consumer.commit_async(next_offsets(watermarks))
             except KafkaError as error:
                 self._context.report("commit_failed", source=self._context.name, cause=type(error).__name__, error=str(error))
         unsettled = self._partitions.outstanding(revoked)
@@ -173,6 +174,11 @@ class Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         """They may be another member's already."""
         self._partitions.kill(lost)
         self._context.report("partitions_lost", source=self._context.name, partitions=_names(lost))
+
+
+def next_offsets(watermarks: dict[TopicPartition, tuple[Partition, int]]) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Kafka is told the offset to go on from."""
+    return {partition: OffsetAndMetadata(offset + 1, "", -1) for partition, (_, offset) in watermarks.items()}
 
 
 def _names(partitions: Iterable[TopicPartition]) -> list[str]:

@@ -26,12 +26,11 @@ from kafka.errors import (
     RebalanceInProgressError,
     RetriableError,
 )
-from kafka.structs import OffsetAndMetadata
 
 from connectors.kafka.connection import client_arguments, disconnected, is_connected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.options import KafkaSourceOptions
-from connectors.kafka.partitions import Listener, Partition, Partitions
+from connectors.kafka.partitions import Listener, Partition, Partitions, next_offsets
 from monitor.errors import Backoff, ConfigError, Disconnected
 from monitor.ports import Context, Delivery
 from monitor.types import Message
@@ -70,6 +69,8 @@ class KafkaSource:
         client_arguments(self._options)  # unusable files are a mistake in the configuration, not a broker that is away
         self._loop = asyncio.get_running_loop()
         self._send, self._received = anyio.create_memory_object_stream[Group | BaseException](math.inf)  # the places bound it
+        if self._stopping:
+            self._send.close()
         self._thread = threading.Thread(target=self._run, name=f"kafka source {self._context.name}", daemon=True)
         self._thread.start()
         return self
@@ -85,7 +86,8 @@ class KafkaSource:
 
     async def stop(self) -> None:
         self._stopping = True
-        self._send.close()
+        if self._thread is not None:
+            self._send.close()
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
         async for group in self._received:
@@ -203,6 +205,8 @@ class KafkaSource:
         group: Group = []
         for partition, batch in records.items():
             owner = self._partitions.get(partition)
+            if owner is None:
+                continue  # lost while we polled: they come again, wherever it is now
             for record in batch:
                 message = Message(
                     source=self._context.name,
@@ -239,7 +243,7 @@ class KafkaSource:
         """Begin to commit what is settled; `poll` calls back. One at a time, so that no older commit overtakes a newer one."""
         if not self._committing and (watermarks := self._partitions.watermarks()):
             self._committing = watermarks
-            consumer.commit_async(_next_offsets(watermarks), self._committed)
+            consumer.commit_async(next_offsets(watermarks), self._committed)
 
     def _committed(self, _: object, outcome: object) -> None:
         watermarks, self._committing = self._committing, {}
@@ -254,10 +258,10 @@ class KafkaSource:
         """The last commit of this client."""
         watermarks = self._partitions.watermarks()
         self._committing = {}
-        if not watermarks or self._lost is not None:
+        if not watermarks or not is_connected(consumer):
             return
         try:
-            consumer.commit(_next_offsets(watermarks), timeout_ms=int(1000 * _CLOSE))
+            consumer.commit(next_offsets(watermarks), timeout_ms=int(1000 * _CLOSE))
         except KafkaError as error:
             self._report_commit_failed(error)
         else:
@@ -276,8 +280,3 @@ class KafkaSource:
         if self._lost is not None:
             self._lost = None
             self._context.report("source_connected", source=self._context.name)
-
-
-def _next_offsets(watermarks: dict[TopicPartition, tuple[Partition, int]]) -> dict[TopicPartition, OffsetAndMetadata]:
-    """Kafka is told the offset to go on from."""
-    return {partition: OffsetAndMetadata(offset + 1, "", -1) for partition, (_, offset) in watermarks.items()}

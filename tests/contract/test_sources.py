@@ -186,6 +186,17 @@ async def test_stop_ends_the_iteration_while_all_places_are_taken(place: SourceB
 
 
 @pytest.mark.anyio
+async def test_stop_before_it_is_entered(place: SourceBinding, record: Record) -> None:
+    await put(place, numbered(3))
+    options = place.options()
+    source = resolve(options.implementation)(options, Context(name="cameras", report=Telemetry().report, positions=record))
+    await source.stop()
+    async with source:
+        with anyio.fail_after(PATIENCE):
+            assert [delivery async for delivery in source] == []
+
+
+@pytest.mark.anyio
 async def test_settling_twice_is_refused(place: SourceBinding, record: Record) -> None:
     await put(place, numbered(1))
     async with reading(place, record) as read:

@@ -12,14 +12,14 @@ def test_the_watermark_is_the_settled_beginning() -> None:
     ledger: Ledger[int] = Ledger()
     for position in (3, 4, 7, 8):  # gaps mean nothing
         ledger.track(position)
-    assert ledger.watermark is None
+    assert ledger.uncommitted is None
     ledger.settle(4)
     ledger.settle(8)
-    assert ledger.watermark is None
+    assert ledger.uncommitted is None
     ledger.settle(3)
-    assert ledger.watermark == 4
+    assert ledger.uncommitted == 4
     ledger.settle(7)
-    assert ledger.watermark == 8
+    assert ledger.uncommitted == 8
     assert ledger.outstanding == 0
 
 
@@ -40,7 +40,7 @@ def test_any_order_of_settlement_keeps_the_promise(seed: int) -> None:
             out.append(following)
             following += 1
         first_open = min(out, default=following)
-        assert ledger.watermark == (first_open - 1 if first_open else None)
+        assert ledger.uncommitted == (first_open - 1 if first_open else None)
         assert ledger.outstanding == len(out)
 
 
@@ -65,7 +65,6 @@ def test_a_dead_ledger_commits_nothing() -> None:
     ledger.settle(0)
     ledger.kill()
     ledger.settle(1)
-    assert ledger.watermark == 0
     assert ledger.uncommitted is None
     assert ledger.outstanding == 0
 
