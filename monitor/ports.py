@@ -68,11 +68,17 @@ Report = Callable[..., None]
 
 
 class Positions(Protocol):
-    """A lasting record of settled positions, for sources whose other side keeps none (folder, memory). Thread-safe."""
+    """A lasting record of settled positions, for sources whose other side keeps none (folder). Thread-safe.
 
-    def settled(self, source: str) -> set[str]: ...
+    `place` names where they count: the source, and what it reads. `settle` and `forget` do all or nothing, and raise
+    Disconnected where they cannot: the caller keeps the positions and tries again.
+    """
 
-    def settle(self, source: str, positions: Sequence[str]) -> None: ...
+    def settled(self, place: str) -> set[str]: ...
+
+    def settle(self, place: str, positions: Sequence[str]) -> None: ...
+
+    def forget(self, place: str, positions: Sequence[str]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Self
 
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, Disconnected
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS running (began TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS in_process (id TEXT PRIMARY KEY, deaths INTEGER NOT NULL DEFAULT 0, open INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS settled (source TEXT NOT NULL, position TEXT NOT NULL, PRIMARY KEY (source, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS settled (place TEXT NOT NULL, position TEXT NOT NULL, PRIMARY KEY (place, position)) WITHOUT ROWID;
 """
 
 
@@ -83,12 +83,22 @@ class State:
         with self._lock:
             self._db.execute("DELETE FROM in_process WHERE id = ?", (message_id,))
 
-    def settled(self, source: str) -> set[str]:
+    def settled(self, place: str) -> set[str]:
         with self._lock:
-            return {position for (position,) in self._db.execute("SELECT position FROM settled WHERE source = ?", (source,))}
+            return {position for (position,) in self._db.execute("SELECT position FROM settled WHERE place = ?", (place,))}
 
-    def settle(self, source: str, positions: Sequence[str]) -> None:
+    def settle(self, place: str, positions: Sequence[str]) -> None:
+        self._write("INSERT OR IGNORE INTO settled VALUES (?, ?)", [(place, position) for position in positions])
+
+    def forget(self, place: str, positions: Sequence[str]) -> None:
+        self._write("DELETE FROM settled WHERE place = ? AND position = ?", [(place, position) for position in positions])
+
+    def _write(self, statement: str, rows: Sequence[tuple[str, str]]) -> None:
+        """All of them or none. Raises Disconnected."""
         with self._lock:
-            self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR IGNORE INTO settled VALUES (?, ?)", [(source, position) for position in positions])
-            self._db.execute("COMMIT")
+            try:
+                self._db.execute("BEGIN")
+                with self._db:  # commits, or rolls back
+                    self._db.executemany(statement, rows)
+            except sqlite3.Error as error:
+                raise Disconnected(f"state {self._path} cannot be written: {error}", "lost") from error

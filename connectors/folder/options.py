@@ -13,7 +13,8 @@ class FolderSourceOptions(SourceOptions):
     """One message per file, in the order of their names; the files stay where they are.
 
     Names that begin with "." or end in ".part" or ".tmp" are not read: write under such a name, then rename. A file in a
-    sub-folder belongs to the stream of that name. A file is read once: a new picture needs a new name.
+    sub-folder belongs to the stream of that name. A file is read once: a new picture needs a new name, or that the
+    old file was deleted and missed while other files were there.
     """
 
     implementation: ClassVar[str] = "connectors.folder.source:FolderSource"

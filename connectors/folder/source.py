@@ -1,6 +1,7 @@
 """Messages from the files of a folder. The position is the name of the file below it; the daemon remembers what is settled."""
 
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import anyio.to_thread
 from connectors.folder.options import FolderSourceOptions
 from connectors.folder.sidecar import Headers, sidecar, unpack
 from connectors.places import Places
-from monitor.errors import Backoff, ConfigError
+from monitor.errors import Backoff, ConfigError, Disconnected
 from monitor.ports import Context, Delivery
 from monitor.types import Message
 
@@ -35,13 +36,18 @@ class FolderSource:
         self._positions = context.positions
         self._places = Places(options.max_in_flight)
         self._known: set[str] = set()  # settled, or handed out
+        self._out: set[str] = set()  # of those, the ones that are not settled
         self._large: set[str] = set()  # of those out, the ones beyond max_bytes
-        self._unrecorded: list[str] = []
+        self._unrecorded: list[str] = []  # settled, but not in the record yet
+        self._gone: list[str] = []  # in the record, but not in the folder any more
         self._recorded = 0.0
+        self._record_failed = False  # reported already
         self._unreadable: set[str] = set()  # reported already
 
     async def __aenter__(self) -> Self:
-        self._known = await anyio.to_thread.run_sync(self._positions.settled, self._context.name)
+        # of another folder the same names are other files
+        self._place = f"{self._context.name}:{_text(await anyio.to_thread.run_sync(self._options.path.resolve))}"
+        self._known = await anyio.to_thread.run_sync(self._positions.settled, self._place)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -91,6 +97,7 @@ class FolderSource:
                     yield self._hand_out(message)
 
     def _hand_out(self, message: Message) -> Delivery:
+        self._out.add(message.position)
         self._known.add(message.position)
         if len(message.payload) > self._options.max_bytes:
             self._large.add(message.position)
@@ -98,14 +105,25 @@ class FolderSource:
 
     def _settled(self, position: str) -> None:
         self._large.discard(position)
+        self._out.discard(position)
         self._unrecorded.append(position)
 
     async def _record(self) -> None:
         """Make what is settled last. What is not recorded when the process dies comes again, under the same id."""
         self._recorded = time.monotonic()
-        if self._unrecorded:
-            positions, self._unrecorded = self._unrecorded, []
-            await anyio.to_thread.run_sync(self._positions.settle, self._context.name, positions)
+        settled, gone = list(self._unrecorded), list(self._gone)
+        try:
+            if settled:
+                await anyio.to_thread.run_sync(self._positions.settle, self._place, settled)
+                del self._unrecorded[: len(settled)]
+            if gone:
+                await anyio.to_thread.run_sync(self._positions.forget, self._place, gone)
+                del self._gone[: len(gone)]
+            self._record_failed = False
+        except Disconnected as error:  # tried again at the next turn
+            if not self._record_failed:
+                self._context.report("commit_failed", source=self._context.name, cause=error.cause, error=str(error))
+            self._record_failed = True
 
     # From here on: in a worker thread.
 
@@ -119,7 +137,13 @@ class FolderSource:
             folders[:] = [name for name in folders if not name.startswith(".")]
             below = Path(folder).relative_to(root)
             names += [(below / name).as_posix() for name in files if _is_finished(name)]
-        return deque(sorted(name for name in names if _position(name) not in self._known))
+        positions = {_text(name): name for name in names}
+        if names:  # an empty folder may be a disk that is not mounted: nothing is forgotten by it
+            gone = self._known - positions.keys() - self._out
+            self._known -= gone
+            self._gone += gone
+            self._unreadable &= set(names)
+        return deque(sorted(name for position, name in positions.items() if position not in self._known))
 
     def _read_group(self, names: list[str]) -> list[Message | None]:
         """One message per name, None for one that cannot be read now; ends with the first that is beyond max_bytes."""
@@ -127,7 +151,7 @@ class FolderSource:
         for name in names:
             try:
                 path = self._options.path / name
-                large = path.stat().st_size > self._options.max_bytes
+                large = _regular(path).st_size > self._options.max_bytes
                 if large and any(messages):
                     break
                 messages.append(self._read(name, path))
@@ -147,8 +171,8 @@ class FolderSource:
             headers = (*headers, ("stream", os.fsencode(stream)))
         return Message(
             source=self._context.name,
-            topic=self._options.path.resolve().name,
-            position=_position(name),
+            topic=_text(self._options.path.resolve().name),
+            position=_text(name),
             payload=path.read_bytes(),
             received=time.time(),
             key=key,
@@ -158,6 +182,7 @@ class FolderSource:
 
     def _headers(self, name: str, path: Path) -> tuple[bytes | None, Headers]:
         try:
+            _regular(sidecar(path))
             return unpack(sidecar(path).read_bytes())
         except FileNotFoundError:
             pass
@@ -170,8 +195,16 @@ def _is_finished(name: str) -> bool:
     return not name.startswith(".") and not name.endswith((".part", ".tmp"))
 
 
-def _position(name: str) -> str:
-    """The name as text; bytes that are not UTF-8 as \\xNN, so that it can be stored and sent."""
+def _regular(path: Path) -> os.stat_result:
+    """Raises OSError for what is no file: to read a pipe or a device may wait for ever."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(f"{path} is a pipe or a device, not a file")
+    return facts
+
+
+def _text(name: str | Path) -> str:
+    """A path as text; bytes that are not UTF-8 as \\xNN, so that it can be stored and sent."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

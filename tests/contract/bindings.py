@@ -25,11 +25,14 @@ class Record:
     def __init__(self) -> None:
         self._settled: defaultdict[str, set[str]] = defaultdict(set)
 
-    def settled(self, source: str) -> set[str]:
-        return set(self._settled[source])
+    def settled(self, place: str) -> set[str]:
+        return set(self._settled[place])
 
-    def settle(self, source: str, positions: Sequence[str]) -> None:
-        self._settled[source].update(positions)
+    def settle(self, place: str, positions: Sequence[str]) -> None:
+        self._settled[place].update(positions)
+
+    def forget(self, place: str, positions: Sequence[str]) -> None:
+        self._settled[place].difference_update(positions)
 
 
 class SourceBinding(Protocol):

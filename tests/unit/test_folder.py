@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,79 @@ async def test_settled_names_are_recorded_while_it_runs(tmp_path: Path) -> None:
         for delivery in (await read.until(3))[:2]:
             delivery.settle()
         with anyio.fail_after(5):
-            while record.settled("inbox") != {"0.png", "1.png"}:  # noqa: ASYNC110
+            while record.settled(f"inbox:{tmp_path}") != {"0.png", "1.png"}:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_another_folder_holds_other_files(tmp_path: Path) -> None:
+    record = Record()
+    for folder in ("monday", "tuesday"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(folder.encode())
+        async with reading(tmp_path / folder, record) as read:
+            (delivery,) = await read.until(1)
+            assert delivery.message.payload == folder.encode()
+            delivery.settle()
+
+
+@pytest.mark.anyio
+async def test_deleted_files_are_forgotten_but_not_by_an_empty_folder(tmp_path: Path) -> None:
+    record, place = Record(), f"inbox:{tmp_path}"
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"x")
+    async with reading(tmp_path, record) as read:
+        for delivery in await read.until(3):
+            delivery.settle()
+    for number in range(3):
+        (tmp_path / f"{number}.png").unlink()
+    async with reading(tmp_path, record):
+        await anyio.sleep(0.1)
+    assert record.settled(place) == {"0.png", "1.png", "2.png"}
+    (tmp_path / "2.png").write_bytes(b"x")
+    async with reading(tmp_path, record) as read:
+        await anyio.sleep(0.1)
+        assert read.positions == []
+    assert record.settled(place) == {"2.png"}
+
+
+class Failing(Record):
+    """A record that cannot be written for a while."""
+
+    failing = True
+
+    def settle(self, place: str, positions: Sequence[str]) -> None:
+        if self.failing:
+            raise Disconnected("disk full", "lost")
+        super().settle(place, positions)
+
+
+@pytest.mark.anyio
+async def test_a_record_that_cannot_be_written_is_said_once_and_tried_again(tmp_path: Path) -> None:
+    record = Failing()
+    (tmp_path / "1.png").write_bytes(b"x")
+    async with reading(tmp_path, record) as read:
+        (delivery,) = await read.until(1)
+        delivery.settle()
+        await read.happened("commit_failed")
+        (tmp_path / "2.png").write_bytes(b"x")
+        await read.until(2)
+        assert read.telemetry.count("commit_failed", "lost") == 1
+        record.failing = False
+    assert record.settled(f"inbox:{tmp_path}") == {"1.png"}
+
+
+@pytest.mark.anyio
+async def test_a_pipe_is_said_once_and_holds_up_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    os.mkfifo(tmp_path / ".b.png.headers.json")
+    (tmp_path / "b.png").write_bytes(b"x")
+    (tmp_path / "c.png").write_bytes(b"x")
+    async with reading(tmp_path) as read:
+        await read.until(1)
+        await anyio.sleep(0.1)
+        assert read.positions == ["c.png"]
+        assert read.telemetry.count("file_unreadable") == 2
 
 
 @pytest.mark.anyio

@@ -2,7 +2,7 @@
 
 import pytest
 
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, Disconnected
 from monitor.state import State
 
 
@@ -47,6 +47,26 @@ def test_positions_last(tmp_path):
     with State(tmp_path / "state.db") as state:
         assert state.settled("inbox") == {"1.png", "2.png"}
         assert state.settled("other") == set()
+
+
+def test_forgotten_positions_are_gone(tmp_path):
+    with State(tmp_path / "state.db") as state:
+        state.settle("inbox", ["1.png", "2.png"])
+        state.settle("other", ["1.png"])
+        state.forget("inbox", ["1.png", "3.png"])
+        assert state.settled("inbox") == {"2.png"}
+        assert state.settled("other") == {"1.png"}
+
+
+def test_a_write_that_fails_leaves_nothing_begun(tmp_path):
+    with State(tmp_path / "state.db") as state:
+        state._db.execute("CREATE TRIGGER full BEFORE INSERT ON settled WHEN NEW.position = 'b' BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        with pytest.raises(Disconnected, match="disk full"):
+            state.settle("inbox", ["a", "b"])
+        assert state.settled("inbox") == set()
+        state._db.execute("DROP TRIGGER full")
+        state.settle("inbox", ["a", "b"])
+        assert state.settled("inbox") == {"a", "b"}
 
 
 def test_a_second_daemon_is_refused(tmp_path):
