@@ -16,6 +16,7 @@ HAPPENINGS: dict[str, str] = {
     "source_disconnected": "warning",  # a source's broker is away or refuses us; cause says which
     "source_connected": "info",  # it is back (logged after a loss only)
     "offsets_gone": "warning",  # retention deleted messages before they were read; `missing` says how many
+    "record_corrupt": "error",  # a record cannot be read from its log, by its cause; nothing is skipped: its partition holds there
     "sink_disconnected": "warning",  # a sink's other side is away; its sources hold
     "sink_connected": "info",  # it is back (logged after a loss only)
     "map_dropped": "warning",  # an alert was too large with its map and went without

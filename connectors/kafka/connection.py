@@ -7,6 +7,7 @@ from typing import Any
 from kafka import errors
 
 from connectors.kafka.options import KafkaConnectionOptions
+from connectors.kafka.records import read_any_header_name
 from monitor.errors import ConfigError, Disconnected
 
 
@@ -16,6 +17,7 @@ def client_arguments(options: KafkaConnectionOptions) -> dict[str, Any]:
     Raises ConfigError for a file that cannot be read or used.
     """
     _silence()
+    read_any_header_name()
     arguments: dict[str, Any] = {
         "bootstrap_servers": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in options.brokers],
         "security_protocol": options.security_protocol,

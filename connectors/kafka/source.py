@@ -19,6 +19,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     CommitFailedError,
+    CorruptRecordError,
     KafkaError,
     LogTruncationError,
     NoOffsetForPartitionError,
@@ -45,6 +46,8 @@ _STEADY = 5.0
 """Seconds that a connection without messages must hold to count as one: what we may not read fails only after connecting."""
 _CLOSE = 5.0
 """Seconds that closing may take where the broker does not answer."""
+_SAY_AGAIN = 600.0
+"""Seconds after which a corrupt record that still holds its partition is named again."""
 
 Group = list[tuple[Partition, int, Message]]
 
@@ -61,6 +64,7 @@ class KafkaSource:
         self._thread: threading.Thread | None = None
         self._lost: str | None = None
         """The cause that was reported last; None while connected."""
+        self._corrupt_said: dict[tuple[str | None, int | None, int | None], float] = {}
         self._committing: dict[TopicPartition, tuple[Partition, int]] = {}
 
     async def __aenter__(self) -> Self:
@@ -167,6 +171,9 @@ class KafkaSource:
             except LogTruncationError as error:
                 self._skip_gap(consumer, {partition: consumer.position(partition) for partition in error.divergent_offsets})
                 continue
+            except CorruptRecordError as error:
+                self._report_corrupt(consumer, error)
+                raise  # the client cannot go on behind it
             now = time.monotonic()
             if records:
                 self._hand_over(records)
@@ -275,6 +282,18 @@ class KafkaSource:
         if self._lost != error.cause and not self._closing.is_set():
             self._lost = error.cause
             self._context.report("source_disconnected", source=self._context.name, cause=error.cause, error=str(error))
+
+    def _report_corrupt(self, consumer: KafkaConsumer, error: CorruptRecordError) -> None:
+        """Nothing is skipped: its partition holds here, and the others go on until the next try."""
+        part = consumer._fetcher._next_partition_records  # the error does not say where; None where not even a batch can be read
+        topic, partition, offset = (*part.topic_partition, part.next_fetch_offset) if part else (None, None, None)
+        if self._corrupt_said.get((topic, partition, offset), -math.inf) > time.monotonic() - _SAY_AGAIN:
+            return
+        self._corrupt_said = {(topic, partition, offset): time.monotonic()}
+        cause = "checksum" if "crc" in str(error) else "structure"
+        self._context.report(
+            "record_corrupt", source=self._context.name, topic=topic, partition=partition, offset=offset, cause=cause, error=str(error)
+        )
 
     def _report_back(self) -> None:
         if self._lost is not None:

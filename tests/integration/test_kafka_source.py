@@ -4,13 +4,16 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
-from kafka import TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from kafka.admin import MemberToRemove
+from kafka.errors import CorruptRecordError
 
 from brokers import Broker
+from connectors.kafka.records import ReadableBatch
 from connectors.kafka.sender import KafkaSender
 from kafka_plant import Reports, admin, committed, fresh, make_topic, nothing, produce, reading, source_options, take, until
 from monitor.types import Message
@@ -34,6 +37,52 @@ async def test_a_message_is_handed_over_untouched(kafka: Broker) -> None:
     assert first.timestamp == 1_700_000_000.25
     assert abs(first.received - time.time()) < 60
     assert (second.position, second.payload, second.key, second.headers) == ("0-1", b"", None, ())
+
+
+class _Latin1(str):
+    """A header's name as a producer of another language may write it; kafka-python encodes names itself."""
+
+    def encode(self, *_: str) -> bytes:  # type: ignore[override]
+        return super().encode("latin-1")
+
+
+async def test_a_header_name_that_is_not_utf8_holds_up_nothing(kafka: Broker) -> None:
+    topic = make_topic(kafka, "latin")
+    headers = [("stream", b"cam"), (_Latin1("größe"), b"\xff\xfe"), ("höhe", b"1")]
+    for compression in (None, "gzip"):
+        producer = KafkaProducer(bootstrap_servers=kafka.plain, linger_ms=200, compression_type=compression)
+        for payload in (b"before", b"gr\xf6\xdfe \xff", b"after"):
+            producer.send(topic, payload, headers=headers if payload.startswith(b"gr") else [])
+        producer.close()
+    async with reading(source_options(kafka, topic)) as (_, deliveries):
+        messages = [delivery.message for delivery in await take(deliveries, 6, settle=True)]
+    assert [message.payload for message in messages] == 2 * [b"before", b"gr\xf6\xdfe \xff", b"after"]
+    for message in (messages[1], messages[4]):
+        assert message.headers == (("stream", b"cam"), ("gr??e", b"\xff\xfe"), ("höhe", b"1"))
+
+
+async def test_a_corrupt_record_holds_its_partition_and_is_named(kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = make_topic(kafka, "corrupt")
+    produce(kafka, topic, [b"0"])
+    produce(kafka, topic, [b"1"])
+    whole = ReadableBatch._read_msg
+
+    def damaged(batch: ReadableBatch) -> Any:
+        record = whole(batch)
+        if record.offset == 1:
+            raise CorruptRecordError("as after a disk error")
+        return record
+
+    monkeypatch.setattr(ReadableBatch, "_read_msg", damaged)
+    reports, options = Reports(), source_options(kafka, topic)
+    async with reading(options, reports) as (_, deliveries):
+        await take(deliveries, 1, settle=True)
+        await until(lambda: reports.count("source_disconnected"))
+        monkeypatch.setattr(ReadableBatch, "_read_msg", whole)
+        (delivery,) = await take(deliveries, 1, settle=True)
+        assert delivery.message.position == "0-1"
+    (facts,) = reports.facts("record_corrupt")
+    assert (facts["topic"], facts["partition"], facts["offset"], facts["cause"]) == (topic, 0, 1, "structure")
 
 
 async def test_order_and_places(kafka: Broker) -> None:
