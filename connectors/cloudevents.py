@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -147,6 +147,15 @@ def structured(event: Event, **more: Any) -> bytes:
         "data": {**event.data, **more},
     }
     return json.dumps(attributes, allow_nan=False, separators=(",", ":")).encode()
+
+
+def read_event(raw: bytes, where: str) -> Mapping[str, Any]:
+    """What a receiver makes of a record: the JSON object, whoever wrote it; `{"error": ...}` where there is none."""
+    try:
+        event = json.loads(raw)
+    except (ValueError, RecursionError):
+        event = None
+    return event if isinstance(event, dict) else {"error": f"{where} is no JSON object"}
 
 
 def readable(value: bytes) -> dict[str, str]:

@@ -160,7 +160,7 @@ class Receiver(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
     def __aiter__(self) -> AsyncIterator[Mapping[str, Any]]:
-        """The CloudEvents as JSON objects."""
+        """The CloudEvents as JSON objects. Where others write there too: their JSON objects, and `{"error": "where: why"}` for what is none."""
         ...
 
     async def map(self, event: Mapping[str, Any]) -> bytes | None:

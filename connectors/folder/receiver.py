@@ -1,6 +1,5 @@
 """Follows what a folder sink or a folder dead letter writes."""
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -8,9 +7,10 @@ from typing import Any, Self
 import anyio
 import anyio.to_thread
 
+from connectors.cloudevents import read_event
 from connectors.folder.options import FolderDeadLetterOptions, FolderSinkOptions
 from connectors.maps import read_map
-from monitor.errors import Disconnected, MonitorError
+from monitor.errors import Disconnected
 
 _POLL = 0.2
 
@@ -52,9 +52,6 @@ class FolderReceiver:
 
 def _event(path: Path) -> Mapping[str, Any]:
     try:
-        event = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise MonitorError(f"{path} is no event: {error}") from error
-    if not isinstance(event, dict):
-        raise MonitorError(f"{path} is no event: not a JSON object")
-    return event
+        return read_event(path.read_bytes(), str(path))
+    except OSError as error:
+        return {"error": f"{path} cannot be read: {error}"}

@@ -11,7 +11,7 @@ import anyio.to_thread
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from connectors.cloudevents import readable
+from connectors.cloudevents import read_event, readable
 from connectors.kafka.connection import client_arguments, disconnected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.options import KafkaProducerOptions
@@ -109,15 +109,16 @@ class KafkaReceiver:
 
 def _event(record: Any) -> Mapping[str, Any]:
     """A sink's CloudEvent; of a dead letter, one with the `data` that a folder dead letter writes."""
-    headers = dict(record.headers)
+    where, headers = f"kafka:{record.topic}/{record.partition}-{record.offset}", dict(record.headers)
     if "monitor-source" not in headers:
-        try:
-            event = json.loads(record.value or b"")
-        except (ValueError, RecursionError):
-            event = None
-        if not isinstance(event, dict):
-            raise MonitorError(f"{record.topic}/{record.partition}-{record.offset} is no CloudEvent")
-        return event
+        return read_event(record.value or b"", where)
+    try:
+        return _dead_letter(record, where, headers)
+    except (KeyError, ValueError, OverflowError) as error:  # somebody else's, who used our headers
+        return {"error": f"{where} is no dead letter: {error!r}"}
+
+
+def _dead_letter(record: Any, where: str, headers: Mapping[str, bytes]) -> Mapping[str, Any]:
     said = {name: headers[f"monitor-{name}"].decode() for name in ("source", "topic", "position", "reason", "error")}
     facts: dict[str, Any] = {
         "key": None if record.key is None else readable(record.key),
@@ -131,7 +132,7 @@ def _event(record: Any) -> Mapping[str, Any]:
         "specversion": "1.0",
         "id": headers["monitor-id"].decode(),
         "type": "monitor.dead_letter.v1",
-        "source": f"kafka:{record.topic}/{record.partition}-{record.offset}",
+        "source": where,
         "subject": (record.key or b"").decode("utf-8", "replace"),
         "time": rfc_3339(record.timestamp / 1000),
         "data": {**said, **facts},

@@ -147,13 +147,19 @@ async def test_a_listener_misses_nothing_of_a_topic_that_is_not_there_yet(kafka:
                 break
 
 
-async def test_a_listener_names_what_is_no_event(kafka: Broker) -> None:
+async def test_what_others_write_ends_no_listener(kafka: Broker) -> None:
     topic = make_topic(kafka, "foreign")
     async with KafkaReceiver(sink_options(kafka, topic)) as receiver:
-        produce(kafka, topic, [b"\xff no JSON"])
-        with pytest.raises(MonitorError, match=f"{topic}/0-0 is no CloudEvent"), anyio.fail_after(20):
-            async for _ in receiver:
-                pass
+        produce(kafka, topic, [b"\xff no JSON", b"[1]", b'{"a": 1}'])
+        produce(kafka, topic, [b"x"], headers=[("monitor-source", b"me")])
+        heard = []
+        with anyio.fail_after(20):
+            async for event in receiver:
+                heard.append(event)
+                if len(heard) == 4:
+                    break
+    assert heard[:3] == [{"error": f"kafka:{topic}/0-0 is no JSON object"}, {"error": f"kafka:{topic}/0-1 is no JSON object"}, {"a": 1}]
+    assert str(heard[3]["error"]).startswith(f"kafka:{topic}/0-3 is no dead letter")
 
 
 async def test_a_broker_that_goes_and_comes_back(own_kafka: Broker) -> None:

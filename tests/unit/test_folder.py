@@ -14,6 +14,7 @@ import pytest
 from connectors.files import safe_name, write_durably
 from connectors.folder.dead_letter import FolderDeadLetter
 from connectors.folder.options import FolderDeadLetterOptions, FolderSinkOptions, FolderSourceOptions
+from connectors.folder.receiver import FolderReceiver
 from connectors.folder.sender import FolderSender
 from connectors.folder.sink import FolderSink
 from connectors.folder.source import FolderSource
@@ -267,6 +268,24 @@ async def test_a_sink_whose_folder_is_gone_is_away_and_comes_back(tmp_path: Path
         (tmp_path / "alerts").mkdir()
         await sink.send([event()])
         assert [path.name for path in (tmp_path / "alerts").iterdir()] == ["a%3A1.alert.json"]
+
+
+@pytest.mark.anyio
+async def test_what_others_write_ends_no_listener(tmp_path: Path) -> None:
+    async with FolderReceiver(FolderSinkOptions(path=tmp_path)) as receiver:
+        for number, raw in enumerate((b"\xff", b"[1]", b'{"a": 1}')):
+            (tmp_path / f"{number}.json").write_bytes(raw)
+        (tmp_path / "3.json").mkdir()
+        heard = []
+        with anyio.fail_after(10):
+            async for event in receiver:
+                heard.append(event)
+                if len(heard) == 4:
+                    break
+    errors = [event["error"] for event in heard if "error" in event]
+    assert {"a": 1} in heard
+    assert len(errors) == 3
+    assert f"{tmp_path}/0.json is no JSON object" in errors
 
 
 @pytest.mark.anyio
