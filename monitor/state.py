@@ -15,7 +15,7 @@ from monitor.errors import ConfigError, Disconnected
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS running (began TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS in_process (id TEXT PRIMARY KEY, deaths INTEGER NOT NULL DEFAULT 0, open INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS settled (place TEXT NOT NULL, position TEXT NOT NULL, PRIMARY KEY (place, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS positions (place TEXT NOT NULL, position TEXT NOT NULL, PRIMARY KEY (place, position)) WITHOUT ROWID;
 """
 
 
@@ -85,13 +85,13 @@ class State:
 
     def settled(self, place: str) -> set[str]:
         with self._lock:
-            return {position for (position,) in self._db.execute("SELECT position FROM settled WHERE place = ?", (place,))}
+            return {position for (position,) in self._db.execute("SELECT position FROM positions WHERE place = ?", (place,))}
 
     def settle(self, place: str, positions: Sequence[str]) -> None:
-        self._write("INSERT OR IGNORE INTO settled VALUES (?, ?)", [(place, position) for position in positions])
+        self._write("INSERT OR IGNORE INTO positions VALUES (?, ?)", [(place, position) for position in positions])
 
     def forget(self, place: str, positions: Sequence[str]) -> None:
-        self._write("DELETE FROM settled WHERE place = ? AND position = ?", [(place, position) for position in positions])
+        self._write("DELETE FROM positions WHERE place = ? AND position = ?", [(place, position) for position in positions])
 
     def _write(self, statement: str, rows: Sequence[tuple[str, str]]) -> None:
         """All of them or none. Raises Disconnected."""

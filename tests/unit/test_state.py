@@ -60,7 +60,7 @@ def test_forgotten_positions_are_gone(tmp_path):
 
 def test_a_write_that_fails_leaves_nothing_begun(tmp_path):
     with State(tmp_path / "state.db") as state:
-        state._db.execute("CREATE TRIGGER full BEFORE INSERT ON settled WHEN NEW.position = 'b' BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        state._db.execute("CREATE TRIGGER full BEFORE INSERT ON positions WHEN NEW.position = 'b' BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         with pytest.raises(Disconnected, match="disk full"):
             state.settle("inbox", ["a", "b"])
         assert state.settled("inbox") == set()
