@@ -113,12 +113,12 @@ class FolderSource:
         self._recorded = time.monotonic()
         settled, gone = list(self._unrecorded), list(self._gone)
         try:
+            if gone:  # first: a name that came again may be settled by now
+                await anyio.to_thread.run_sync(self._positions.forget, self._place, gone)
+                del self._gone[: len(gone)]
             if settled:
                 await anyio.to_thread.run_sync(self._positions.settle, self._place, settled)
                 del self._unrecorded[: len(settled)]
-            if gone:
-                await anyio.to_thread.run_sync(self._positions.forget, self._place, gone)
-                del self._gone[: len(gone)]
             self._record_failed = False
         except Disconnected as error:  # tried again at the next turn
             if not self._record_failed:

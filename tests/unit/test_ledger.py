@@ -3,7 +3,9 @@
 import random
 
 import pytest
+from kafka import TopicPartition
 
+from connectors.kafka.partitions import Partitions
 from connectors.ledger import Ledger
 from monitor.errors import Backoff
 
@@ -79,6 +81,21 @@ def test_settling_twice_or_what_was_never_out_is_a_bug() -> None:
         ledger.settle(0)
     with pytest.raises(ValueError, match="not out"):
         ledger.settle(5)
+
+
+def test_a_partition_that_was_lost_is_nobodys() -> None:
+    """What was polled of it just before is dropped, not a KeyError."""
+    partitions, ours = Partitions(10), TopicPartition("images", 0)
+    assert partitions.get(ours) is None
+    partitions.assign([ours])
+    stay = partitions.get(ours)
+    assert stay is not None
+    partitions.take([0])
+    assert partitions.hand_out(stay, 0)
+    partitions.kill([ours])
+    assert partitions.get(ours) is None
+    partitions.settle(stay, 0)
+    assert partitions.watermarks() == {}
 
 
 def test_backoff_doubles_to_its_cap_with_jitter_and_resets() -> None:
