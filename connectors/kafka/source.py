@@ -176,7 +176,7 @@ class KafkaSource:
                 raise  # the client cannot go on behind it
             now = time.monotonic()
             if records:
-                self._hand_over(records)
+                self._hand_over(consumer, records)
             if is_connected(consumer):
                 connected = now
                 if records or now - started > _STEADY:
@@ -207,13 +207,15 @@ class KafkaSource:
         elif not free and (going := consumer.assignment() - paused):
             consumer.pause(*going)
 
-    def _hand_over(self, records: dict[TopicPartition, list[Any]]) -> None:
+    def _hand_over(self, consumer: KafkaConsumer, records: dict[TopicPartition, list[Any]]) -> None:
         received = time.time()
         group: Group = []
         for partition, batch in records.items():
             owner = self._partitions.get(partition)
-            if owner is None:
-                continue  # lost while we polled: they come again, wherever it is now
+            if owner is None:  # lost while we polled, or its assignment was not told us yet: they come again, wherever it is now
+                if partition in consumer.assignment():
+                    consumer.seek(partition, batch[0].offset)
+                continue
             for record in batch:
                 message = Message(
                     source=self._context.name,
@@ -265,7 +267,7 @@ class KafkaSource:
         """The last commit of this client."""
         watermarks = self._partitions.watermarks()
         self._committing = {}
-        if not watermarks or not is_connected(consumer):
+        if not watermarks or (self._lost is not None and not is_connected(consumer)):
             return
         try:
             consumer.commit(next_offsets(watermarks), timeout_ms=int(1000 * _CLOSE))
