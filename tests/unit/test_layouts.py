@@ -1,6 +1,5 @@
 """Data sets on disk: found as described, refused in words otherwise."""
 
-import os
 from pathlib import Path
 
 import cv2
@@ -102,14 +101,12 @@ def test_a_file_that_is_no_sample_is_named(tmp_path: Path) -> None:
         training_files("folder", tmp_path, None)[0]
 
 
-@pytest.mark.skipif(not os.environ.get("MONITOR_DATA") and not Path("../shared/data").is_dir(), reason="no data: MONITOR_DATA")
 @pytest.mark.parametrize(
     ("folder", "category", "train", "good", "defects"), [("mvtec", "bottle", 209, 20, 63), ("mvtec_layout", "magnetic_tile", 300, 100, 192)]
 )
-def test_real_data(folder: str, category: str, train: int, good: int, defects: int) -> None:
-    data = Path(os.environ.get("MONITOR_DATA", "../shared/data")) / folder
-    assert len(training_files("mvtec", data, category)) == train
-    labelled = labelled_files("mvtec", data, category)
+def test_real_data(data: Path, folder: str, category: str, train: int, good: int, defects: int) -> None:
+    assert len(training_files("mvtec", data / folder, category)) == train
+    labelled = labelled_files("mvtec", data / folder, category)
     assert (int((~labelled.anomalous).sum()), int(labelled.anomalous.sum())) == (good, defects)
     assert labelled.masked
     for index in range(0, len(labelled.files), 40):
