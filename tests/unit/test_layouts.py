@@ -104,7 +104,7 @@ def test_a_file_that_is_no_sample_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "category", "train", "good", "defects"), [("mvtec", "bottle", 209, 20, 63), ("mvtec_layout", "magnetic_tile", 300, 100, 192)]
 )
-def test_real_data(data: Path, folder: str, category: str, train: int, good: int, defects: int) -> None:
+def test_real_data(*, data: Path, folder: str, category: str, train: int, good: int, defects: int) -> None:
     assert len(training_files("mvtec", data / folder, category)) == train
     labelled = labelled_files("mvtec", data / folder, category)
     assert (int((~labelled.anomalous).sum()), int(labelled.anomalous.sum())) == (good, defects)
