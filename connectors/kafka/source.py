@@ -62,6 +62,8 @@ class KafkaSource:
         self._stopping = False
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        self._missing: set[str] = set()
+        """Topics that were reported as missing."""
         self._lost: str | None = None
         """The cause that was reported last; None while connected."""
         self._corrupt_said: dict[tuple[str | None, int | None, int | None], float] = {}
@@ -85,7 +87,7 @@ class KafkaSource:
         self._closing.set()
         self._partitions.wake()
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._thread.join)
+            await anyio.to_thread.run_sync(self._thread.join, 2 * _CLOSE)  # it may be in a call that knows no time limit
         self._received.close()
 
     async def stop(self) -> None:
@@ -145,6 +147,7 @@ class KafkaSource:
             metadata_max_age_ms=int(1000 * options.metadata_max_age),
         )
         try:
+            self._know_topics(consumer)
             listener = Listener(consumer, self._partitions, self._context, drain=options.drain, closing=self._closing)
             consumer.subscribe(topics=options.topics, listener=listener)
             self._read(consumer, backoff)
@@ -154,6 +157,23 @@ class KafkaSource:
             finally:
                 self._partitions.kill()
                 consumer.close(timeout_ms=int(1000 * _CLOSE))
+
+    def _know_topics(self, consumer: KafkaConsumer) -> None:
+        """Fetch what partitions there are before joining; say which topics are missing.
+
+        A leader that assigns before its metadata have come gives nobody anything, and notes them as if it had known: the group
+        then stays without partitions until their number changes (kafka-python 3.0.12: seen under load, one join in five).
+        """
+        for topic in self._options.topics:
+            if not consumer.partitions_for_topic(topic) and topic not in self._missing:
+                self._missing.add(topic)
+                self._context.report(
+                    "topic_missing",
+                    source=self._context.name,
+                    topic=topic,
+                    bootstrap_servers=self._options.bootstrap_servers,
+                    mend="create it, or mend `topics`; it is read as soon as it is there",
+                )
 
     def _read(self, consumer: KafkaConsumer, backoff: Backoff) -> None:
         started = committed = connected = time.monotonic()
