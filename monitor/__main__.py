@@ -13,7 +13,7 @@ COMMANDS = ("run", "check", "train", "evaluate", "models", "publish", "listen")
 
 EPILOG = """\
 exit codes: 0 done; 1 a bug or an unexpected failure; 2 bad configuration or arguments; 3 stopped hard, unsettled messages
-come again; 4 refused by a gate"""
+come again"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush fails nowhere
         return 0  # whoever read our output has seen enough
+    except KeyboardInterrupt:
+        print(f"monitor {arguments.name}: interrupted" + (" (--resume goes on from here)" if arguments.name == "train" else ""), file=sys.stderr)  # noqa: T201
+        return 130
     except MonitorError as error:
         return _told(arguments.name, error)
     except BaseExceptionGroup as group:

@@ -250,9 +250,11 @@ class _Reader:
             self.mistakes += [f"{at}.{name}: {why}" for name, why in _unreadable(valid)]
             return valid
         except ValidationError as error:
-            for mistake in error.errors(include_url=False):
+            mistakes = error.errors(include_url=False)
+            for mistake in mistakes:
                 place = ".".join(str(part) for part in mistake["loc"])
-                if place == skip:
+                within = any(other["loc"][: len(mistake["loc"])] == mistake["loc"] != other["loc"] for other in mistakes)
+                if place == skip or (mistake["type"] == "too_short" and within):  # what is wrong inside is told
                     continue
                 where = f"{at}.{place}" if place else at
                 if mistake["type"] == "extra_forbidden":
@@ -261,7 +263,7 @@ class _Reader:
                     self.mistakes.append(f"{where}: missing; it must be written")
                 else:
                     got = "" if mistake["type"] == "value_error" or _is_secret(model, place) else f" (it is {_short(mistake['input'])})"
-                    self.mistakes.append(f"{where}: {mistake['msg'].removeprefix('Value error, ')}{got}")
+                    self.mistakes.append(f"{where}: {_expected(model, place, mistake)}{got}")
             return None
 
     def _anchored(self, model: M) -> M:
@@ -302,9 +304,21 @@ def _unreadable(model: BaseModel) -> Iterator[tuple[str, str]]:
         path = getattr(model, name)
         if name.endswith("_file") and isinstance(path, Path):
             try:
-                path.open("rb").close()
+                if not path.read_bytes():
+                    yield name, f"{path} is empty"
             except OSError as error:
                 yield name, f"{path} cannot be read: {error.strerror}"
+
+
+def _expected(model: type[BaseModel], place: str, mistake: Mapping[str, Any]) -> str:
+    """What was expected, in an operator's words."""
+    if mistake["type"] == "too_short":
+        return f"expected at least {mistake['ctx']['min_length']}"
+    if mistake["type"] == "path_type":
+        return "expected a path"
+    if mistake["type"] == "string_pattern_mismatch" and place in model.model_fields:
+        return f"expected {mistake['ctx']['pattern']}: {model.model_fields[place].description}"
+    return str(mistake["msg"]).removeprefix("Value error, ")
 
 
 def _secret(annotation: Any) -> bool:

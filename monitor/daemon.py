@@ -50,7 +50,8 @@ class Daemon:
                 async with anyio.create_task_group() as self._tasks:
                     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                         await self._start(self._tasks, pipelines(self._settings))
-                        self._telemetry.report("ready", config=str(self._path), detectors=list(self._settings.detectors))
+                        holding = [name for pipeline in self._running for name in pipeline.holding]
+                        self._telemetry.report("ready", config=str(self._path), detectors=list(self._settings.detectors), holding=holding)
                         async for signum in signals:
                             if signum == signal.SIGHUP and not self._draining:
                                 self._reload()

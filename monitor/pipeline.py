@@ -136,6 +136,11 @@ class Pipeline:
         self._running.cancel()
         await self.ended.wait()
 
+    @property
+    def holding(self) -> list[str]:
+        """Detectors without a model: their sources hold."""
+        return [name for name, slot in self._slots.items() if slot.model is None]
+
     def look(self) -> None:
         """Look in the store at once."""
         for slot in self._slots.values():

@@ -41,7 +41,7 @@ class SourceOptions(Options):
 
     sender: ClassVar[str]
     probe: ClassVar[str]
-    """Names `async probe(options)`, which returns when the other side lets us in, else raises Disconnected (check --online)."""
+    """Names `async probe(options)` for check --online: raises Disconnected unless the other side lets us in; returns what is doubtful, in words."""
 
     max_in_flight: int = Field(default=256, ge=1, le=100_000)
     """Unsettled messages that the source hands out at most; when all are out, it holds."""

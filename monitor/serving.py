@@ -71,9 +71,10 @@ class ModelSlot:
         try:
             version = await anyio.to_thread.run_sync(self._store.current, self._name)
             if version is None:
-                if self._seen is None:
-                    self._report("model_missing", detector=self._name, mend=f"monitor train {self._name}")
+                if self._seen != "":
                     self._seen = ""
+                    mend = f"monitor train {self._name}, or put the model store back"
+                    self._report("model_missing", detector=self._name, mend=mend, serving=self.model.version.id if self.model else None)
                 return
             if version.id == self._seen:
                 return
@@ -84,7 +85,13 @@ class ModelSlot:
                 self._seen = None  # a file system that is away for a moment: look again
             if str(error) != self._refusal:
                 self._refusal = str(error)
-                self._report("model_refused", detector=self._name, error=str(error), serving=self.model.version.id if self.model else None)
+                self._report(
+                    "model_refused",
+                    detector=self._name,
+                    error=str(error),
+                    serving=self.model.version.id if self.model else None,
+                    mend=f"monitor models promote {self._name} ANOTHER, or monitor train {self._name}; SIGHUP tries this one again",
+                )
             return
         self.model = model
         self._refusal = None

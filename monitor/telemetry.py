@@ -26,7 +26,7 @@ HAPPENINGS: dict[str, str] = {
     "payload_spilled": "warning",  # a dead letter's payload was beyond its max_bytes and lies in the spill folder
     "file_unreadable": "warning",  # a file of a folder source, or the headers beside it, could not be read; said once per file
     "commit_failed": "warning",  # settled positions could not be committed; they come again
-    "ready": "info",  # configuration is read and the models that exist are loaded
+    "ready": "info",  # configuration is read and the models that exist are loaded; sources of `holding` detectors hold
     "draining": "info",  # SIGTERM: sources stop, what is out is finished
     "stopped": "info",  # the end; `unsettled` messages come again
     "reloaded": "info",  # SIGHUP took effect; names what was rebuilt
@@ -34,7 +34,7 @@ HAPPENINGS: dict[str, str] = {
     "restart_needed": "warning",  # a change in daemon, state or store takes effect at the next start only
     "processing_singly": "warning",  # the last run ended unclean: the first deliveries are processed one at a time
     "model_loaded": "info",  # a version was loaded and serves from the next batch on
-    "model_missing": "warning",  # a detector has no model; its sources hold
+    "model_missing": "warning",  # the store has no model of a detector; without one in memory its sources hold
     "model_refused": "error",  # a promoted version cannot serve; the one before goes on
     "model_broken": "critical",  # a model no longer repeats its reference scores; the daemon stops
     "device_lost": "critical",  # the device is gone; the daemon stops

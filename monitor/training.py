@@ -66,8 +66,8 @@ def train(job: Job, *, store: ModelStore, progress: Progress, report: Report, re
     with _work_folder(job.name, store) as folder:
         detector: Detector = resolve(job.options.implementation)(job.options)
         digests = _read_all(job.files, detector.modality, progress)
-        _begin(folder, _plan(job, digests), resume=resume)
         parts = {part: job.files.take(indices) for part, indices in deal(len(job.files)).items()}
+        _begin(folder, _plan(job, digests), resume=resume)
         fit, built = folder / "fit", folder / "model"
         fit.mkdir(exist_ok=True)
         begun = time.monotonic()
@@ -173,13 +173,20 @@ def _begin(folder: Path, plan: dict[str, Any], *, resume: bool) -> None:
     if resume and path.exists():
         begun = json.loads(path.read_text())
         if differing := sorted(key for key in plan if begun.get(key) != plan[key]):
-            what = ", ".join(f"{key} was {json.dumps(begun.get(key))}, is {json.dumps(plan[key])}" for key in differing)
+            what = ", ".join(_differing(key, begun.get(key), plan[key]) for key in differing)
             raise ConfigError(f"--resume: the training in {folder} differs: {what}; expected the same, or to begin anew without --resume")
         return
     _clear(folder)
     temporary = folder / "plan.new"
     temporary.write_text(json.dumps(plan))
     temporary.replace(path)
+
+
+def _differing(key: str, was: Any, now: Any) -> str:
+    """Only what differs, of tables too."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return ", ".join(_differing(f"{key}.{part}", was.get(part), now.get(part)) for part in now if was.get(part) != now.get(part))
+    return f"{key} was {json.dumps(was)}, is {json.dumps(now)}"
 
 
 def _clear(folder: Path) -> None:

@@ -12,10 +12,11 @@ import struct
 from collections.abc import Iterator
 
 import anyio.to_thread
+from kafka import KafkaConsumer
 from kafka.net.sasl import get_sasl_mechanism
 
-from connectors.kafka.connection import password, tls_context
-from connectors.kafka.options import KafkaConnectionOptions
+from connectors.kafka.connection import client_arguments, password, tls_context
+from connectors.kafka.options import KafkaConnectionOptions, KafkaProducerOptions, KafkaSourceOptions
 from monitor.errors import Disconnected
 
 _METADATA, _SASL_HANDSHAKE, _API_VERSIONS, _SASL_AUTHENTICATE = 3, 17, 18, 36
@@ -24,9 +25,21 @@ _HOSTNAME_MISMATCH, _IP_MISMATCH = 62, 64  # X509_V_ERR_* of OpenSSL
 _LONGEST_REPLY = 4 * 1024 * 1024
 
 
-async def probe(options: KafkaConnectionOptions) -> None:
-    """Returns when a broker lets us in. Raises Disconnected with the cause and a text for the operator; ConfigError for unusable files."""
+async def probe(options: KafkaSourceOptions | KafkaProducerOptions) -> list[str]:
+    """Doubtful are topics that are not there (yet). Raises Disconnected with its cause, in words; ConfigError for unusable files."""
     await anyio.to_thread.run_sync(check, options)
+    return await anyio.to_thread.run_sync(_missing_topics, options)
+
+
+def _missing_topics(options: KafkaSourceOptions | KafkaProducerOptions) -> list[str]:
+    """After check: this call knows no time limit of its own."""
+    consumer = KafkaConsumer(**client_arguments(options))
+    try:
+        there = consumer.topics()
+    finally:
+        consumer.close()
+    wanted = options.topics if isinstance(options, KafkaSourceOptions) else (options.topic,)
+    return [f"topic {topic} does not exist on {options.bootstrap_servers} (yet, or not for us)" for topic in wanted if topic not in there]
 
 
 def check(options: KafkaConnectionOptions) -> None:
@@ -84,11 +97,13 @@ class _Attempt:
             if error.verify_code in (_HOSTNAME_MISMATCH, _IP_MISMATCH):
                 raise Disconnected(f"{self._where} shows a certificate for another host: {error.verify_message}", "tls") from error
             authority = self._options.ca_file or "the system's authorities"
-            raise Disconnected(f"{self._where} shows a certificate that {authority} did not sign: {error.verify_message}", "unknown_ca") from error
+            raise Disconnected(
+                f"{self._where} shows a certificate that {authority} did not sign (ca_file names one): {error.verify_message}", "unknown_ca"
+            ) from error
         except TimeoutError:
             raise
         except OSError as error:
-            text = f"{self._where} does not speak TLS as security_protocol {self._options.security_protocol} expects: {error}"
+            text = f"{self._where} does not speak TLS (security_protocol {self._options.security_protocol}); is this port PLAINTEXT? {error}"
             raise Disconnected(text, "tls") from error
 
     def _speak(self, link: socket.socket) -> None:

@@ -46,5 +46,6 @@ def channel(name: str) -> Channel:
     return Channel(name)
 
 
-async def probe(_: object) -> None:
+async def probe(_: object) -> list[str]:
     """A channel is always there."""
+    return []

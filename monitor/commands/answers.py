@@ -25,3 +25,11 @@ def write_json(path: Path | None, answer: Any) -> None:
         path.write_text(json.dumps(answer, indent=2, allow_nan=False) + "\n", "utf-8")
     except OSError as error:
         raise ConfigError(f"--json: {path}: {error.strerror}") from error
+
+
+def make_folder(argument: str, folder: Path) -> None:
+    """For an output that an argument names, before the work begins. Raises ConfigError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{argument}: {folder}: {error.strerror}") from error

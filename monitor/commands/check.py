@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,8 @@ def execute(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         write_json(arguments.json, [{"level": "mistake", "at": str(arguments.config), "text": text} for text in error.mistakes])
         raise
-    say("ok", str(arguments.config), f"{len(settings.sources)} sources, {len(settings.detectors)} detectors, {len(settings.sinks)} sinks")
+    parts = {"source(s)": settings.sources, "detector(s)": settings.detectors, "sink(s)": settings.sinks}
+    say("ok", str(arguments.config), ", ".join(f"{len(part)} {name}" for name, part in parts.items()))
     _warn(settings, say)
     if arguments.online:
         _reach(settings, say)
@@ -53,7 +55,7 @@ def _warn(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
     """What is allowed, but probably not meant; and what the models on disk say."""
     from monitor.calibration import Calibration
     from monitor.errors import ModelRefused
-    from monitor.store import ModelStore
+    from monitor.store import ModelStore, verify
 
     store = ModelStore(settings.store.path)
     if not settings.sinks:
@@ -71,9 +73,10 @@ def _warn(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
             if version.manifest["kind"] != detector.kind:
                 say("mistake", at, f"its model {version.id} is of kind {version.manifest['kind']}, not {detector.kind}")
                 continue
+            verify(version)
             threshold = Calibration.from_manifest(version.manifest).threshold(detector.false_alarm_probability)
         except ModelRefused as error:
-            say("mistake", at, str(error))
+            say("mistake", at, f"{error}; promote another version (monitor models list {name}) or train anew")
             continue
         say("ok", at, f"model {version.id}, threshold {threshold.value:.6g}")
         if threshold.words:
@@ -96,10 +99,19 @@ def _reach(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
     outside.append(("dead_letter", settings.dead_letter))  # type: ignore[arg-type]
     for at, options in outside:
         try:
-            anyio.run(resolve(options.probe), options)
+            doubts = anyio.run(resolve(options.probe), options)
             say("ok", at, "reached")
+            for doubt in doubts:
+                say("warning", at, doubt)
         except MonitorError as error:
             say("mistake", at, str(error))
+    for at, folder in (("store.path", settings.store.path), ("daemon.state", settings.daemon.state.parent)):
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            tempfile.TemporaryFile(dir=nearest).close()
+            say("ok", at, "can be written")
+        except OSError as error:
+            say("mistake", at, f"{folder} cannot be written: {error.strerror}")
     store = ModelStore(settings.store.path)
     for name, detector in settings.detectors.items():
         at = f"detectors.{name}"

@@ -27,7 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def execute(arguments: argparse.Namespace) -> int:
     import tempfile
 
-    from monitor.commands.answers import detector_settings, write_json
+    from monitor.commands.answers import detector_settings, make_folder, write_json
     from monitor.commands.progress import shown
     from monitor.errors import ConfigError
     from monitor.evaluation.layouts import labelled_files
@@ -37,6 +37,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
     configure_logging()
     settings, detector = detector_settings(arguments.config, arguments.detector)
+    if arguments.report is not None:
+        make_folder("--report", arguments.report)
     labelled = labelled_files(arguments.layout, arguments.data, arguments.category)
     store = ModelStore(settings.store.path)
     chosen = arguments.model_version

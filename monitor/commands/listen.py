@@ -34,6 +34,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     import anyio
 
+    from monitor.commands.answers import make_folder
     from monitor.config import load_settings
     from monitor.registry import resolve
 
@@ -43,7 +44,7 @@ def execute(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--from {name or ''}: expected one of the sinks {', '.join(sinks) or '(none is written)'}")
     options = sinks[name].options
     if arguments.maps is not None:
-        arguments.maps.mkdir(parents=True, exist_ok=True)
+        make_folder("--maps", arguments.maps)
 
     async def listen() -> None:
         async with resolve(options.receiver)(options) as receiver:

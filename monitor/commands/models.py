@@ -37,13 +37,21 @@ def execute(arguments: argparse.Namespace) -> int:
     from monitor.store import ModelStore
 
     action, name, version = arguments.action, arguments.model, arguments.version
-    store = ModelStore(load_settings(arguments.config, os.environ).store.path)
+    settings = load_settings(arguments.config, os.environ)
+    store = ModelStore(settings.store.path)
     if name is None and action != "list":
         raise ConfigError(f"models {action}: NAME is missing: expected one of {', '.join(store.names()) or '(no model yet)'}")
     if version is None and action == "promote":
         raise ConfigError(f"models promote {name}: ID is missing: expected one of {', '.join(store.ids(name)) or '(no version yet)'}")
     if version is not None and action in ("list", "rollback"):
         raise ConfigError(f"models {action}: takes no ID, found {version}")
+    known = sorted({*settings.detectors, *store.names()})
+    if name is not None and name not in known:
+        raise ConfigError(f"models {action}: {name}: no such detector: expected one of {', '.join(known)}")
+    if version is not None and version not in store.ids(name):
+        raise ConfigError(f"models {action} {name}: no version {version}: expected one of {', '.join(store.ids(name)) or '(no version yet)'}")
+    if action == "rollback" and len(store.history(name)) < 2:
+        raise ConfigError(f"models rollback {name}: no version was promoted before the current one; nothing to roll back to")
     answer: Any
     if action == "list":
         answer = _list(store, name)

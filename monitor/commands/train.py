@@ -65,12 +65,18 @@ def execute(arguments: argparse.Namespace) -> int:
         "threshold": manifest["threshold"],
         "supported": trained.threshold.words,
         "checks": manifest["checks"],
+        "synthetic_auroc": manifest["fit"].get("synthetic_auroc"),
         "train_seconds": manifest["fit"]["seconds"],
     }
     print(f"{trained.version.name}: {trained.version.id} is published and promoted")
     print(
         f"threshold {trained.threshold.value:.6g}: {trained.threshold.words or f'supports a false-alarm probability of {trained.threshold.asked:g}'}"
     )
+    told = manifest["fit"].get("synthetic_auroc")
+    if told:
+        served = float(told[manifest["options"]["score"]])
+        doubt = "" if served >= 0.6 else ": it hardly tells them from normals; more or better normals, or more epochs, before you trust it"
+        print(f"synthetic defects: image AUROC {served:.3f} by score {manifest['options']['score']}{doubt}")
     write_json(arguments.json, answer)
     return 0
 

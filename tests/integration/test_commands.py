@@ -26,19 +26,19 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def listening(configuration: Path, *arguments: str) -> Iterator[list[str]]:
-    """`monitor listen` meanwhile; its lines, complete after the `with`."""
+def listening(configuration: Path, *arguments: str) -> Iterator[Callable[[], list[str]]]:
+    """`monitor listen` meanwhile; gives what it has printed so far, line by line."""
     command = [sys.executable, "-m", "monitor", "listen", *arguments, "--config", str(configuration)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-    lines: list[str] = []
+    printed = configuration.parent / "printed"
+    with printed.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment())
     try:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("# listening")
-        yield lines
+        yield lambda: printed.read_text().splitlines()
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        process.communicate(timeout=30)
         assert process.returncode == 0
-        lines += out.splitlines()
     finally:
         process.kill()
         process.communicate()
@@ -71,7 +71,7 @@ def test_published_pictures_come_out_as_alerts_with_maps(install: Callable[..., 
         monitor("publish", str(pictures), "--to", "inbox", "--stream", "press/7", "--json", str(sent), "--config", str(configuration))
         wait_until(lambda: len(list(maps.glob("*.png"))) == 2, seconds=30, what=daemon.tail)
         daemon.drain()
-    events = [json.loads(line) for line in lines]
+        events = [json.loads(line) for line in lines()]
     files = {f"{entry['topic']}/{entry['position']}": Path(entry["file"]).name for entry in json.loads(sent.read_text())}
 
     assert len(files) == 7
@@ -89,12 +89,11 @@ def test_count_begins_again_and_plain_lines_say_where(install: Callable[..., Pat
     with Daemon(configuration) as daemon, listening(configuration) as lines:
         daemon.start()
         done = monitor("publish", str(pictures / "2.png"), "--to", "inbox", "--count", "3", "--rate", "50", "--config", str(configuration))
-        wait_until(lambda: len(list((configuration.parent / "alerts").glob("*.json"))) == 3, seconds=30, what=daemon.tail)
+        wait_until(lambda: len(lines()) == 3, seconds=30, what=daemon.tail)
         daemon.drain()
 
-    assert "3 of 3 messages confirmed" in done.stdout
-    assert len(lines) == 3
-    assert all(" alert " in line and "where: " in line for line in lines)
+        assert "3 of 3 messages confirmed" in done.stdout
+        assert all(" alert " in line and "where: " in line for line in lines())
 
 
 def test_check_says_what_is_missing_and_what_is_there(install: Callable[..., Path], tmp_path: Path) -> None:
