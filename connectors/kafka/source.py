@@ -252,11 +252,10 @@ class KafkaSource:
         self._loop.call_soon_threadsafe(self._pass_on, group)
 
     def _begin(self, consumer: KafkaConsumer, partitions: set[TopicPartition]) -> None:
-        """The group has never committed these."""
-        if self._options.auto_offset_reset == "earliest":
-            consumer.seek_to_beginning(*partitions)
-        else:
-            consumer.seek_to_end(*partitions)
+        """The group has never committed these. Looked up and sought here: the client's own reset may stay without an answer."""
+        look = consumer.beginning_offsets if self._options.auto_offset_reset == "earliest" else consumer.end_offsets
+        for partition, offset in look(list(partitions), timeout_ms=10_000).items():
+            consumer.seek(partition, offset)
 
     def _skip_gap(self, consumer: KafkaConsumer, offsets: dict[TopicPartition, int]) -> None:
         """Retention deleted what we would have read next (or the topic was made anew): count it, go on from what there is."""
