@@ -111,7 +111,8 @@ class ModelStore:
             incoming.mkdir()
             hashes = {source.name: _copy(source, incoming / source.name) for source in sorted(folder.iterdir())}
             content = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:8]
-            while (target := home / f"{when:%Y%m%dT%H%M%SZ}-{content}").exists():  # the same model again within a second
+            last = max(self.ids(name), default="")
+            while (target := home / f"{when:%Y%m%dT%H%M%SZ}-{content}").name <= last:  # several within a second: ids keep the order
                 when += timedelta(seconds=1)
             plain = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read: tuples are lists, keys are strings
             complete = {**plain, "format": FORMAT, "name": name, "id": target.name, "created": when.isoformat(), "sha256": hashes}

@@ -69,9 +69,20 @@ class Topic:
         self._consumer.seek_to_beginning(self._partition)
         self._records: list[Any] = []
 
+    def _made(self) -> KafkaConsumer:
+        consumer = KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False, fetch_max_wait_ms=20, max_poll_records=2000)
+        consumer.assign([self._partition])
+        return consumer
+
     def look(self) -> list[Any]:
         """Every record so far, in order, as kafka-python gives them."""
-        end = self._consumer.end_offsets([self._partition])[self._partition]
+        try:
+            end = self._consumer.end_offsets([self._partition])[self._partition]
+        except KafkaTimeoutError:  # a client that did not survive its broker's restart: a new one goes on where it was
+            self._consumer.close()
+            self._consumer = self._made()
+            self._consumer.seek(self._partition, len(self._records))
+            end = self._consumer.end_offsets([self._partition])[self._partition]
         deadline = time.monotonic() + 30
         while self._consumer.position(self._partition) < end:
             assert time.monotonic() < deadline, f"{self.name} cannot be read to its end"
