@@ -15,6 +15,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaTimeoutError
 from kafka.producer.future import FutureRecordMetadata
 
 from brokers import Broker
