@@ -283,17 +283,32 @@ class KafkaSource:
             self._partitions.committed(watermarks)
 
     def _finish(self, consumer: KafkaConsumer) -> None:
-        """The last commit of this client."""
-        watermarks = self._partitions.watermarks()
+        """The last commit of this client. When another member leaves at the same moment, the rebalance is completed first."""
         self._committing = {}
-        if not watermarks or (self._lost is not None and not is_connected(consumer)):
-            return
+        end = time.monotonic() + _CLOSE
+        while watermarks := self._partitions.watermarks():
+            if self._lost is not None and not is_connected(consumer):
+                return
+            try:
+                consumer.commit(next_offsets(watermarks), timeout_ms=int(1000 * _CLOSE))
+                self._partitions.committed(watermarks)
+            except RebalanceInProgressError as error:
+                if time.monotonic() > end:
+                    self._report_commit_failed(error)
+                    return
+                self._rejoin(consumer)
+            except KafkaError as error:
+                self._report_commit_failed(error)
+                return
+
+    def _rejoin(self, consumer: KafkaConsumer) -> None:
+        """Nothing is handed out any more: what new partitions bring is left for their next owner."""
         try:
-            consumer.commit(next_offsets(watermarks), timeout_ms=int(1000 * _CLOSE))
-        except KafkaError as error:
-            self._report_commit_failed(error)
-        else:
-            self._partitions.committed(watermarks)
+            if assigned := consumer.assignment():
+                consumer.pause(*assigned)
+            consumer.poll(timeout_ms=100)
+        except KafkaError:  # of reading, which is over; the commit that follows speaks for itself
+            pass
 
     def _report_commit_failed(self, error: Exception) -> None:
         cause = "rebalanced" if isinstance(error, CommitFailedError) else type(error).__name__
