@@ -62,8 +62,6 @@ class KafkaSource:
         self._stopping = False
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        self._begun: set[TopicPartition] = set()
-        """Partitions that the group had never committed."""
         self._missing: set[str] = set()
         """Topics that were reported as missing."""
         self._lost: str | None = None
@@ -254,29 +252,18 @@ class KafkaSource:
         self._loop.call_soon_threadsafe(self._pass_on, group)
 
     def _begin(self, consumer: KafkaConsumer, partitions: set[TopicPartition]) -> None:
-        """The group has never committed these. Earliest begins at 0 without asking: the client's question may stay without an
-        answer (kafka-python 3.0.12: seen), and where 0 is gone already, the fetch says so."""
-        self._begun |= partitions
-        if self._options.auto_offset_reset == "earliest":
-            offsets = dict.fromkeys(partitions, 0)
-        else:
-            offsets = consumer.end_offsets(list(partitions), timeout_ms=10_000)
-        for partition, offset in offsets.items():
+        """The group has never committed these. Looked up and sought here: the client's own reset may stay without an answer."""
+        look = consumer.beginning_offsets if self._options.auto_offset_reset == "earliest" else consumer.end_offsets
+        for partition, offset in look(list(partitions), timeout_ms=10_000).items():
             consumer.seek(partition, offset)
 
     def _skip_gap(self, consumer: KafkaConsumer, offsets: dict[TopicPartition, int]) -> None:
         """Retention deleted what we would have read next (or the topic was made anew): count it, go on from what there is."""
         for partition, first in consumer.beginning_offsets(list(offsets), timeout_ms=10_000).items():
             missing = max(0, first - offsets[partition])
-            if partition not in self._begun or offsets[partition]:  # where a group begins, nothing was its own yet
-                self._context.report(
-                    "offsets_gone",
-                    source=self._context.name,
-                    topic=partition.topic,
-                    partition=partition.partition,
-                    missing=missing,
-                    going_on_from=first,
-                )
+            self._context.report(
+                "offsets_gone", source=self._context.name, topic=partition.topic, partition=partition.partition, missing=missing, going_on_from=first
+            )
             self._partitions.renew(partition)
             consumer.seek(partition, first)
 
