@@ -252,7 +252,7 @@ class KafkaSource:
         self._loop.call_soon_threadsafe(self._pass_on, group)
 
     def _begin(self, consumer: KafkaConsumer, partitions: set[TopicPartition]) -> None:
-        """The group has never committed these. Looked up and sought here: the client's own reset may stay without an answer."""
+        """The group has never committed these."""
         look = consumer.beginning_offsets if self._options.auto_offset_reset == "earliest" else consumer.end_offsets
         for partition, offset in look(list(partitions), timeout_ms=10_000).items():
             consumer.seek(partition, offset)

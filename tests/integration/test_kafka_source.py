@@ -26,7 +26,7 @@ def payloads(count: int, start: int = 0) -> list[bytes]:
 
 
 async def test_a_message_is_handed_over_untouched(kafka: Broker) -> None:
-    topic = make_topic(kafka, "untouched")
+    topic = make_topic(kafka, "untouched", retention_ms="-1")  # its first record is years old
     headers = [("content-type", b"image/png"), ("x", b"\xff\x00"), ("x", b"")]
     produce(kafka, topic, [b"\x00payload\xff"], key=b"press/7/cam", headers=headers, timestamp_ms=1_700_000_000_250)
     produce(kafka, topic, [b""])
