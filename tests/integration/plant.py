@@ -64,15 +64,16 @@ class Topic:
     def __init__(self, broker: Broker, name: str) -> None:
         self.name = make_topic(broker, name)
         self.address = {"kind": "kafka", "bootstrap_servers": broker.plain, "topic": self.name}
-        self._consumer = KafkaConsumer(bootstrap_servers=broker.plain, enable_auto_commit=False, fetch_max_wait_ms=20, max_poll_records=2000)
         self._partition = TopicPartition(self.name, 0)
-        self._consumer.assign([self._partition])
-        self._consumer.seek_to_beginning(self._partition)
         self._records: list[Any] = []
+        self._consumer = self._reader()
 
-    def _made(self) -> KafkaConsumer:
-        consumer = KafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False, fetch_max_wait_ms=20, max_poll_records=2000)
+    def _reader(self) -> KafkaConsumer:
+        """A consumer that goes on after the records read so far."""
+        servers = self.address["bootstrap_servers"]
+        consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, fetch_max_wait_ms=20, max_poll_records=2000)
         consumer.assign([self._partition])
+        consumer.seek(self._partition, len(self._records))
         return consumer
 
     def look(self) -> list[Any]:
@@ -81,8 +82,7 @@ class Topic:
             end = self._consumer.end_offsets([self._partition])[self._partition]
         except KafkaTimeoutError:  # a client that did not survive its broker's restart: a new one goes on where it was
             self._consumer.close()
-            self._consumer = self._made()
-            self._consumer.seek(self._partition, len(self._records))
+            self._consumer = self._reader()
             end = self._consumer.end_offsets([self._partition])[self._partition]
         deadline = time.monotonic() + 30
         while self._consumer.position(self._partition) < end:
