@@ -1,5 +1,6 @@
 """What all tests share: the asyncio backend, and what a run requires of its machine."""
 
+import contextlib
 import gc
 import os
 import warnings
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from brokers import ROOT, Broker, NoBroker, find
+from certificates import issue
+from mosquitto import Mosquitto
 
 _FOUND = pytest.StashKey[list[str]]()
 
@@ -86,3 +89,52 @@ def _broker(request: pytest.FixtureRequest, folders: pytest.TempPathFactory, say
         yield broker
     finally:
         broker.stop()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Mosquitto's TLS listeners stand on; tests that want it ask for a broker."""
+    folder = tmp_path_factory.mktemp("certificates")
+    issue(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mosquitto_new(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Mosquitto]:
+    """Makes a Mosquitto that is not started: `mosquitto_new(max_queued_messages=10, acl=...)`."""
+    missing = Mosquitto.missing()
+    if missing:
+        _lacks("mosquitto", missing)
+    folder: Path = request.getfixturevalue("certificates")
+    return lambda **settings: Mosquitto(tmp_path_factory.mktemp("mosquitto"), folder, **settings)
+
+
+@pytest.fixture(scope="session")
+def mosquitto(mosquitto_new: Callable[..., Mosquitto]) -> Iterator[Mosquitto]:
+    """The broker that all tests share: use topics and client ids of your own, and do not stop it."""
+    broker = mosquitto_new()
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+def mosquitto_with(mosquitto_new: Callable[..., Mosquitto]) -> Iterator[Callable[..., Mosquitto]]:
+    """`mosquitto_with(max_queued_messages=10, acl=...)`: a started broker of the test's own, which it may stop, kill and start."""
+    with contextlib.ExitStack() as ending:
+
+        def started(**settings: object) -> Mosquitto:
+            broker = mosquitto_new(**settings)
+            broker.start()
+            ending.callback(broker.stop)
+            return broker
+
+        yield started
+
+
+@pytest.fixture
+def own_mosquitto(mosquitto_with: Callable[..., Mosquitto]) -> Mosquitto:
+    """A broker of the test's own, which it may stop, kill and start."""
+    return mosquitto_with()

@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from certificates import issue
+
 USER, PASSWORD = "alice", "alice-secret"
 _JAAS = "org.apache.kafka.common.security"
 _HEAP = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
@@ -129,17 +131,7 @@ class ApacheKafka:
 
     def _certificates(self) -> None:
         """ca.pem, and server.pem (key, certificate, authority) for localhost and 127.0.0.1."""
-
-        def openssl(*arguments: str) -> None:
-            subprocess.run(["openssl", *arguments], cwd=self._folder, check=True, capture_output=True)
-
-        authority = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-        new = ("-newkey", "rsa:2048", "-nodes", "-days", "30")
-        openssl("req", "-x509", *new, "-subj", "/CN=monitor test authority", "-keyout", "ca.key", "-out", "ca.pem", *authority)
-        openssl("req", *new[:3], "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")
-        (self._folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30", "-extfile", "names")
-        openssl("x509", "-req", "-in", "server.csr", *signing, "-out", "server.crt")
+        issue(self._folder)
         parts = [self._folder / name for name in ("server.key", "server.crt", "ca.pem")]
         (self._folder / "server.pem").write_text("".join(part.read_text() for part in parts))
 

@@ -8,7 +8,7 @@
 #
 # PYTHON                 the interpreter to use; else the first of python3, python3.14 ... that is new enough
 # MONITOR_TORCH          cpu or cuda: the torch build that is meant; else cuda where there is an NVIDIA device
-# MONITOR_TEST_REQUIRE   e.g. kafka,data: what must not be missing; elsewhere tests without it are skipped by name
+# MONITOR_TEST_REQUIRE   e.g. kafka,mosquitto,data: what must not be missing; elsewhere tests without it are skipped by name
 # MONITOR_TEST_KAFKA     address of a running Kafka; else KAFKA_HOME or ../shared/kafka, started by the tests; else a stand-in
 # MONITOR_DATA           folder of the data sets; else ../shared/data
 set -eu
@@ -37,14 +37,15 @@ for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11};
 done
 [ -n "$python" ] || refuse "no Python 3.11 or newer; set PYTHON=/path/to/python3.11, or install one"
 
-# Who starts a Kafka of its own needs Java 17 and openssl.
+# Who starts a Kafka of its own needs Java 17; both brokers' certificates need openssl.
 missing=
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     missing=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
 if [ -z "${MONITOR_TEST_KAFKA:-}" ] && { [ -n "${KAFKA_HOME:-}" ] || [ -e ../shared/kafka ]; }; then
     command -v java >/dev/null || missing="$missing default-jre-headless"
-    command -v openssl >/dev/null || missing="$missing openssl"
 fi
+command -v openssl >/dev/null || missing="$missing openssl"
+command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto"
 # shellcheck disable=SC2086 # a list of words
 [ -z "$missing" ] || install_packages $missing
 
