@@ -8,7 +8,7 @@
 #
 # PYTHON                 the interpreter to use; else the first of python3, python3.14 ... that is new enough
 # MONITOR_TORCH          cpu or cuda: the torch build that is meant; else cuda where there is an NVIDIA device
-# MONITOR_TEST_REQUIRE   e.g. kafka,mosquitto,data: what must not be missing; elsewhere tests without it are skipped by name
+# MONITOR_TEST_REQUIRE   e.g. kafka,mosquitto,deploy,data: what must not be missing; elsewhere tests without it are skipped by name
 # MONITOR_TEST_KAFKA     address of a running Kafka; else KAFKA_HOME or ../shared/kafka, started by the tests; else a stand-in
 # MONITOR_DATA           folder of the data sets; else ../shared/data
 set -eu
@@ -46,6 +46,8 @@ if [ -z "${MONITOR_TEST_KAFKA:-}" ] && { [ -n "${KAFKA_HOME:-}" ] || [ -e ../sha
 fi
 command -v openssl >/dev/null || missing="$missing openssl"
 command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto"
+command -v promtool >/dev/null || missing="$missing prometheus" # the checks of deploy/
+command -v systemd-analyze >/dev/null || missing="$missing systemd"
 # shellcheck disable=SC2086 # a list of words
 [ -z "$missing" ] || install_packages $missing
 
