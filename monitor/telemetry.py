@@ -1,15 +1,22 @@
-"""Every log event and counter, named in this one file. Normal operation is silent at info.
+"""Every log event and metric, named in this one file. Normal operation is silent at info.
 
-A happening is counted by name (and by its `cause`, where it has one) and logged with its facts.
+A happening is counted by name (and by its `cause`, where it has one) and logged with its facts. Counters and histograms are
+fed where it happens; gauges are asked for when somebody looks. Names that come from outside (streams) never become labels.
 """
 
 import logging
 import sys
-from collections import Counter
-from threading import Lock
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal, get_args
 
 import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from monitor.errors import BadReason
 
 HAPPENINGS: dict[str, str] = {
     # name: level. What each means stands beside it.
@@ -31,7 +38,7 @@ HAPPENINGS: dict[str, str] = {
     "stopped": "info",  # the end; `unsettled` messages come again
     "reloaded": "info",  # SIGHUP took effect; names what was rebuilt
     "reload_refused": "error",  # SIGHUP found mistakes; the old configuration goes on
-    "restart_needed": "warning",  # a change in daemon, state or store takes effect at the next start only
+    "restart_needed": "warning",  # a change in daemon, store, api or tracing takes effect at the next start only
     "processing_singly": "warning",  # the last run ended unclean: the first deliveries are processed one at a time
     "model_loaded": "info",  # a version was loaded and serves from the next batch on
     "model_missing": "warning",  # the store has no model of a detector; without one in memory its sources hold
@@ -43,31 +50,131 @@ HAPPENINGS: dict[str, str] = {
     "partitions_revoked": "info",  # a rebalance took partitions away
     "partitions_lost": "warning",  # partitions went to another member before we could commit
     "unsettled_at_revoke": "warning",  # `drain` ended before all was settled; those come again
+    "stalled": "critical",  # a batch runs longer than `stall`: /live says so, and the watchdog of the service manager is told no more
+    "notify_failed": "warning",  # the service manager's socket does not take what it is told; said once
+    "traces_lost": "warning",  # the collector of traces is away or refuses them; they are dropped; said once per outage
     "precision_refused": "warning",  # a fast precision does not repeat the reference scores of a model, which serves in fp32
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric as Prometheus sees it; in base units (seconds, messages)."""
+
+    kind: Literal["counter", "histogram", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+METRICS: dict[str, Metric] = {
+    # what came and went
+    "monitor_messages_total": Metric("counter", "Messages that a source handed out.", ("source",)),
+    "monitor_too_old_total": Metric("counter", "Samples older than max_age, which were not scored.", ("source",)),
+    "monitor_scored_total": Metric("counter", "Samples that a detector scored.", ("detector",)),
+    "monitor_anomalous_total": Metric("counter", "Samples whose score was above the threshold.", ("detector",)),
+    "monitor_events_sent_total": Metric("counter", "Events that a sink's other side has confirmed, by type.", ("sink", "type")),
+    "monitor_health_events_dropped_total": Metric("counter", "Model and health events dropped because their queue was full."),
+    "monitor_dead_letters_total": Metric("counter", "Messages and events that the dead letter has confirmed, by reason.", ("reason",)),
+    "monitor_happenings_total": Metric("counter", "What else happened, by the name of its log event and its cause.", ("happening", "cause")),
+    # how long it took
+    "monitor_batch_size": Metric("histogram", "Samples per scored batch.", ("detector",), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)),
+    "monitor_batch_seconds": Metric(
+        "histogram",
+        "Time to score and judge one batch on its device.",
+        ("detector",),
+        (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    ),
+    "monitor_latency_seconds": Metric(
+        "histogram",
+        "From when a sample was captured until its events were confirmed.",
+        ("detector",),
+        (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600),
+    ),
+    # how things stand
+    "monitor_ready": Metric("gauge", "1 when /ready says yes: every source and sink connected, every detector with a model, not draining."),
+    "monitor_source_connected": Metric("gauge", "1 while a source has its other side.", ("source",)),
+    "monitor_sink_connected": Metric("gauge", "1 while a sink (or the dead_letter) has its other side; while 0, its sources hold.", ("sink",)),
+    "monitor_source_lag": Metric("gauge", "Messages that a source's broker holds for us and we have not settled, where it tells.", ("source",)),
+    "monitor_unsettled": Metric("gauge", "Messages that a source handed out and that are not settled.", ("source",)),
+    "monitor_oldest_unsettled_seconds": Metric("gauge", "How long the oldest unsettled message is out; 0 without one.", ("source",)),
+    "monitor_silent_streams": Metric("gauge", "Streams of a source that are silent for longer than expect_every.", ("source",)),
+    "monitor_queue_depth": Metric("gauge", "What waits: messages of sources.NAME to be decoded, samples of detectors.NAME to be scored.", ("queue",)),
+    "monitor_running_batch_seconds": Metric("gauge", "How long the batch that runs longest is running; 0 without one. Beyond stall, /live says no."),
+    "monitor_model_info": Metric("gauge", "1 for the model version that a detector serves.", ("detector", "model_version")),
+    "monitor_model_age_seconds": Metric("gauge", "Time since the model that a detector serves was trained.", ("detector",)),
+    "monitor_build_info": Metric("gauge", "1 for the version that runs.", ("version",)),
+}
+
+disable_created_metrics()  # a series beside every counter, which nobody reads
+
+Reading = tuple[str, tuple[str, ...], float]
+"""A gauge's name, the values of its labels, and how it stands."""
+
+
 class Telemetry:
-    """Counts and logs happenings. Thread-safe."""
+    """Counts and logs happenings; keeps the metrics. Thread-safe, but for `exposition`.
+
+    `read` gives the gauges that anybody else must tell: it is called when somebody looks.
+    """
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._lock = Lock()
+        self.read: Callable[[], Iterable[Reading]] = tuple
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("monitor")
+        self._registry = CollectorRegistry()
+        self._counters = {
+            name: Counter(name, metric.help, metric.labels, registry=self._registry) for name, metric in METRICS.items() if metric.kind == "counter"
+        }
+        self._histograms = {
+            name: Histogram(name, metric.help, metric.labels, buckets=metric.buckets, registry=self._registry)
+            for name, metric in METRICS.items()
+            if metric.kind == "histogram"
+        }
+        self._registry.register(_Gauges(self))
+        ProcessCollector(registry=self._registry)
+        self._happenings = self._counters["monitor_happenings_total"]
+        for name in HAPPENINGS:  # from 0 on: else Prometheus would not see the first as an increase
+            self._happenings.labels(name, "")
+        for reason in get_args(BadReason):
+            self.counter("monitor_dead_letters_total", reason)
 
     def report(self, what: str, /, *, quiet: bool = False, **facts: Any) -> None:
         """Count and log; `quiet` only counts. Raises KeyError for a happening that is not named above."""
         level = HAPPENINGS[what]
-        with self._lock:
-            self._counts[what, str(facts.get("cause", ""))] += 1
+        self._happenings.labels(what, str(facts.get("cause", ""))).inc()
         if quiet:
             return
         self._log.log(logging.getLevelNamesMapping()[level.upper()], what, **facts)
 
     def count(self, what: str, cause: str | None = None) -> int:
         """How often something happened, of one cause or of all."""
-        with self._lock:
-            return sum(n for (name, why), n in self._counts.items() if name == what and cause in (None, why))
+        counts = [sample for metric in self._happenings.collect() for sample in metric.samples if sample.name == "monitor_happenings_total"]
+        return int(sum(count.value for count in counts if count.labels["happening"] == what and cause in (None, count.labels["cause"])))
+
+    def counter(self, name: str, *labels: str) -> Counter:
+        """`.inc(n)`. To be bound once where it counts often. Raises KeyError for one that is not named above."""
+        return self._counters[name].labels(*labels) if labels else self._counters[name]
+
+    def histogram(self, name: str, *labels: str) -> Histogram:
+        """`.observe(value)`; otherwise as `counter`."""
+        return self._histograms[name].labels(*labels)
+
+    def exposition(self) -> bytes:
+        """Everything as Prometheus reads it (text format 0.0.4). From the event loop's thread: what it asks belongs there."""
+        return generate_latest(self._registry)
+
+
+class _Gauges(Collector):
+    """Asks how things stand, at every look."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        families = {name: GaugeMetricFamily(name, metric.help, labels=metric.labels) for name, metric in METRICS.items() if metric.kind == "gauge"}
+        for name, labels, value in (*self._telemetry.read(), ("monitor_build_info", (version("plant-monitor"),), 1.0)):
+            families[name].add_metric(labels, value)
+        yield from families.values()
 
 
 def configure_logging() -> None:
