@@ -39,6 +39,12 @@ def _lacks(what: str, why: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def lacks() -> Callable[[str, str], None]:
+    """`lacks("deploy", "no promtool on the PATH")`: skips by name, or fails where that is required."""
+    return _lacks
+
+
+@pytest.fixture(scope="session")
 def data(request: pytest.FixtureRequest) -> Path:
     """The folder of the data sets: MONITOR_DATA, else ../shared/data."""
     folder = Path(os.environ.get("MONITOR_DATA", ROOT.parent / "shared" / "data"))
