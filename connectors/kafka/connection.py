@@ -8,6 +8,7 @@ from kafka import errors
 
 from connectors.kafka.options import KafkaConnectionOptions
 from connectors.kafka.records import read_any_header_name
+from connectors.tls import tls_context
 from monitor.errors import ConfigError, Disconnected
 
 
@@ -21,7 +22,7 @@ def client_arguments(options: KafkaConnectionOptions) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "bootstrap_servers": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in options.brokers],
         "security_protocol": options.security_protocol,
-        "ssl_context": tls_context(options),
+        "ssl_context": security(options),
         "bootstrap_timeout_ms": int(2000 * options.connect_timeout),
         "reconnect_backoff_max_ms": 2000,
         "metrics_enabled": False,
@@ -43,20 +44,9 @@ def password(options: KafkaConnectionOptions) -> str:
         raise ConfigError(f"password_file: {error}") from error
 
 
-def tls_context(options: KafkaConnectionOptions) -> ssl.SSLContext | None:
-    """None without TLS. The brokers' certificates and host names are always verified. Raises ConfigError."""
-    if not options.security_protocol.endswith("SSL"):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=options.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"ca_file {options.ca_file}: {error}") from error
-    if options.cert_file is not None:
-        try:
-            context.load_cert_chain(options.cert_file, options.key_file, lambda: options.secret("key_password") or "")
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"cert_file {options.cert_file} with key_file {options.key_file}: {error}") from error
-    return context
+def security(options: KafkaConnectionOptions) -> ssl.SSLContext | None:
+    """None without TLS. Raises ConfigError."""
+    return tls_context(options) if options.security_protocol.endswith("SSL") else None
 
 
 def disconnected(error: Exception, options: KafkaConnectionOptions) -> Disconnected:

@@ -15,13 +15,13 @@ import anyio.to_thread
 from kafka import KafkaConsumer
 from kafka.net.sasl import get_sasl_mechanism
 
-from connectors.kafka.connection import client_arguments, password, tls_context
+from connectors.kafka.connection import client_arguments, password, security
 from connectors.kafka.options import KafkaConnectionOptions, KafkaProducerOptions, KafkaSourceOptions
+from connectors.tls import encrypted, reach
 from monitor.errors import Disconnected
 
 _METADATA, _SASL_HANDSHAKE, _API_VERSIONS, _SASL_AUTHENTICATE = 3, 17, 18, 36
 _ILLEGAL_SASL_STATE = 34
-_HOSTNAME_MISMATCH, _IP_MISMATCH = 62, 64  # X509_V_ERR_* of OpenSSL
 _LONGEST_REPLY = 4 * 1024 * 1024
 
 
@@ -68,43 +68,21 @@ class _Attempt:
         self._host = host
         self._port = port
         self._where = f"{host}:{port}"
-        self._tls = tls_context(options)
+        self._tls = security(options)
         self._numbers: Iterator[int] = itertools.count(1)
 
     def run(self) -> None:
         try:
-            with self._connected() as plain, self._encrypted(plain) as link:
+            with reach(self._host, self._port, self._options.connect_timeout) as plain, self._encrypted(plain) as link:
                 self._speak(link)
         except TimeoutError:
             raise Disconnected(f"{self._where} gave no answer within {self._options.connect_timeout} s", "timeout") from None
 
-    def _connected(self) -> socket.socket:
-        try:
-            return socket.create_connection((self._host, self._port), self._options.connect_timeout)
-        except TimeoutError:
-            raise
-        except socket.gaierror as error:
-            raise Disconnected(f"{self._host} is no known host: {error}", "refused") from error
-        except OSError as error:
-            raise Disconnected(f"{self._where} refuses the connection ({error.strerror or error}): is the broker running?", "refused") from error
-
     def _encrypted(self, plain: socket.socket) -> socket.socket:
         if self._tls is None:
             return plain
-        try:
-            return self._tls.wrap_socket(plain, server_hostname=self._host)
-        except ssl.SSLCertVerificationError as error:
-            if error.verify_code in (_HOSTNAME_MISMATCH, _IP_MISMATCH):
-                raise Disconnected(f"{self._where} shows a certificate for another host: {error.verify_message}", "tls") from error
-            authority = self._options.ca_file or "the system's authorities"
-            raise Disconnected(
-                f"{self._where} shows a certificate that {authority} did not sign (ca_file names one): {error.verify_message}", "unknown_ca"
-            ) from error
-        except TimeoutError:
-            raise
-        except OSError as error:
-            text = f"{self._where} does not speak TLS (security_protocol {self._options.security_protocol}); is this port PLAINTEXT? {error}"
-            raise Disconnected(text, "tls") from error
+        hint = f"is this port PLAINTEXT, and security_protocol {self._options.security_protocol} wrong?"
+        return encrypted(plain, self._tls, (self._host, self._port), self._options.ca_file, hint=hint)
 
     def _speak(self, link: socket.socket) -> None:
         try:

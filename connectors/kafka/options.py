@@ -6,14 +6,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from connectors.options import MapsInFolder
-from monitor.ports import Options, SinkOptions, SourceOptions
+from connectors.options import MapsInFolder, TlsOptions
+from monitor.ports import SinkOptions, SourceOptions
 
 _TOPIC = r"^[A-Za-z0-9._-]{1,249}$"
-_KEY = ("key_file", "key_password", "key_password_file")
 
 
-class KafkaConnectionOptions(Options):
+class KafkaConnectionOptions(TlsOptions):
     """How the brokers are reached, and as whom."""
 
     bootstrap_servers: str
@@ -28,16 +27,6 @@ class KafkaConnectionOptions(Options):
     """From the environment only; or `password_file`."""
     password_file: Path | None = None
     """File that holds the password; read again at every reconnect."""
-    ca_file: Path | None = None
-    """PEM of the authority that signed the brokers' certificates; the system's authorities by default."""
-    cert_file: Path | None = None
-    """PEM of our certificate, for mutual TLS; with its chain."""
-    key_file: Path | None = None
-    """PEM of its key; by default the key stands in `cert_file`."""
-    key_password: SecretStr | None = None
-    """Of an encrypted key; from the environment only, or `key_password_file`."""
-    key_password_file: Path | None = None
-    """File that holds the key's password."""
     connect_timeout: float = Field(default=5.0, gt=0, le=60)
     """Seconds that a broker has to answer when it is first spoken to."""
 
@@ -64,12 +53,7 @@ class KafkaConnectionOptions(Options):
             idle = [name for name in ("sasl_mechanism", "username", "password", "password_file") if getattr(self, name) is not None]
             if idle:
                 mistakes.append(f"{', '.join(idle)}: only with security_protocol SASL_SSL or SASL_PLAINTEXT, not {self.security_protocol}")
-        if not tls:
-            idle = [name for name in ("ca_file", "cert_file", *_KEY) if getattr(self, name) is not None]
-            if idle:
-                mistakes.append(f"{', '.join(idle)}: only with security_protocol SSL or SASL_SSL, not {self.security_protocol}")
-        elif self.cert_file is None and (idle := [name for name in _KEY if getattr(self, name) is not None]):
-            mistakes.append(f"{', '.join(idle)} needs cert_file")
+        mistakes += self.tls_mistakes(tls, f"security_protocol SSL or SASL_SSL, not {self.security_protocol}")
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self
