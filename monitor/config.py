@@ -6,90 +6,20 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from monitor.errors import ConfigError
 from monitor.ports import Options, SinkOptions, SourceOptions
 from monitor.registry import Group, options_class
+from monitor.settings import ApiSettings, DaemonSettings, DetectorSettings, Settings, SinkSettings, StoreSettings, TracingSettings
 
 PREFIX = "MONITOR__"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 M = TypeVar("M", bound=BaseModel)
-
-
-class Table(BaseModel):
-    """A table of monitor.toml: frozen, so that a reload can compare; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class DaemonSettings(Table):
-    site: str = Field(default="plant", pattern=r"^[A-Za-z0-9._-]+$")
-    """Names the plant in every alert's `source`."""
-    state: Path = Path("var/state.db")
-    """The state database (SQLite); one per daemon."""
-    grace: float = Field(default=25.0, gt=0)
-    """Seconds to drain on SIGTERM."""
-
-    @field_validator("state")
-    @classmethod
-    def _file(cls, value: Path) -> Path:
-        if ":/" in str(value):
-            raise ValueError(f"{value} is a URL; expected a file (SQLite)")
-        return value
-
-
-class StoreSettings(Table):
-    path: Path = Path("var/models")
-    """The folder of trained models."""
-    poll: float = Field(default=5.0, gt=0)
-    """Seconds between looks for a promoted version."""
-
-
-class DetectorSettings(Table):
-    """What the daemon needs to know of a detector; the method's own options stand in `options`."""
-
-    kind: str
-    """The method."""
-    inputs: tuple[str, ...] = Field(min_length=1)
-    """The sources that it reads."""
-    streams: tuple[str, ...] = Field(default=("*",), min_length=1)
-    """Globs of the streams that it scores."""
-    max_batch_size: int = Field(default=16, ge=1, le=4096)
-    """Samples per batch at most."""
-    max_wait: float = Field(default=0.05, ge=0)
-    """Seconds that the first sample of a batch waits for others at most."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto takes the fastest that repeats the model's reference scores."""
-    false_alarm_probability: float = Field(default=0.01, gt=0, lt=1)
-    """Share of normal samples that may be alerted."""
-    options: Options
-    """The method's own options."""
-
-
-class SinkSettings(Table):
-    inputs: tuple[str, ...] | None = None
-    """The detectors whose events it takes; all by default."""
-    events: tuple[Literal["alert", "score"], ...] = Field(default=("alert",), min_length=1)
-    """Which events it takes."""
-    options: SinkOptions
-
-
-class Settings(Table):
-    """A whole, valid monitor.toml, its paths absolute."""
-
-    daemon: DaemonSettings
-    store: StoreSettings
-    sources: Mapping[str, SourceOptions]
-    detectors: Mapping[str, DetectorSettings]
-    sinks: Mapping[str, SinkSettings]
-    dead_letter: SinkOptions
 
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -149,6 +79,8 @@ class _Reader:
             self.mistakes.append(f"{name}: unknown table{_meant(name, Settings.model_fields)}")
         daemon = self._model(DaemonSettings, "daemon", self._table(tables, "daemon"))
         store = self._model(StoreSettings, "store", self._table(tables, "store"))
+        api = self._model(ApiSettings, "api", self._table(tables, "api")) if "api" in tables else None
+        tracing = self._model(TracingSettings, "tracing", self._table(tables, "tracing")) if "tracing" in tables else None
         written = {top: {name: table for name, _, table in self._named(tables, top)} for top in ("sources", "detectors", "sinks")}
         sources = {name: self._source(f"sources.{name}", dict(table)) for name, table in written["sources"].items()}
         detectors = {name: self._detector(f"detectors.{name}", dict(table)) for name, table in written["detectors"].items()}
@@ -161,6 +93,8 @@ class _Reader:
         return Settings(
             daemon=_present(daemon),
             store=_present(store),
+            api=api,
+            tracing=tracing,
             sources={name: _present(options) for name, options in sources.items()},
             detectors={name: _present(detector) for name, detector in detectors.items()},
             sinks={name: _present(sink) for name, sink in sinks.items()},

@@ -13,12 +13,13 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from monitor.config import Settings, load_settings
+from monitor.config import load_settings
 from monitor.errors import ConfigError, DeviceLost, ModelBroken, leaves
 from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
 from monitor.serving import Devices
+from monitor.settings import Settings
 from monitor.state import State
 from monitor.store import ModelStore
 from monitor.telemetry import Telemetry

@@ -11,12 +11,12 @@ import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from monitor.batching import Batcher
-from monitor.config import DetectorSettings
 from monitor.decoding import decode
 from monitor.errors import BadSample
 from monitor.ports import Delivery, Report, Source, SourceOptions
 from monitor.probation import MOST_DEATHS, Probation
 from monitor.serving import Devices, Model, ModelSlot, check_model
+from monitor.settings import DetectorSettings
 from monitor.types import Sample
 
 WORKERS = os.cpu_count() or 1

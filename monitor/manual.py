@@ -11,8 +11,9 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from monitor.config import PREFIX, Settings, SinkSettings
+from monitor.config import PREFIX
 from monitor.registry import Group, kinds, options_class
+from monitor.settings import Settings, SinkSettings
 
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", SecretStr: "secret"}
 _BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below"), MinLen: ("min_length", "not empty")}
@@ -32,7 +33,7 @@ def manual() -> str:
     """Every table and key that monitor.toml may hold, with type, default and meaning, as Markdown."""
     parts = [INTRODUCTION]
     for name, field in Settings.model_fields.items():
-        table = field.annotation
+        table = next(iter(get_args(field.annotation)), field.annotation) if type(None) in get_args(field.annotation) else field.annotation
         if isinstance(table, type) and issubclass(table, BaseModel) and name != "dead_letter":
             parts.append(_section(f"## [{name}]", table))
     parts.append("## Sources, sinks and the dead letter\n\n`kind` chooses the class; the other keys are those of its kind. A sink takes besides:\n")

@@ -11,11 +11,11 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
-from monitor.config import DetectorSettings
 from monitor.errors import ConfigError, DeviceLost, ModelBroken, ModelRefused, MonitorError
 from monitor.judge import Judge
 from monitor.ports import Detector, Report
 from monitor.reference import checked, load_detector, references_pass
+from monitor.settings import DetectorSettings
 from monitor.store import ModelStore
 from monitor.types import Batch, ModelVersion, Sample, Verdict
 

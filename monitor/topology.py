@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from monitor.config import DetectorSettings, Settings, SinkSettings
 from monitor.ports import SinkOptions, SourceOptions
+from monitor.settings import DetectorSettings, Settings, SinkSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monitor.config import DetectorSettings, Settings, load_settings
+from monitor.config import load_settings
 from monitor.errors import ConfigError
+from monitor.settings import DetectorSettings, Settings
 
 
 def detector_settings(config: Path, name: str) -> tuple[Settings, DetectorSettings]:

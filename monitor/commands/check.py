@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from monitor.errors import ConfigError, MonitorError
 
 if TYPE_CHECKING:
-    from monitor.config import Settings
+    from monitor.settings import Settings
 
 HELP = "validate monitor.toml; --online also reaches brokers, store and device"
 EXAMPLE = """\

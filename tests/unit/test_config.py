@@ -176,7 +176,29 @@ def test_the_state_is_a_file(tmp_path):
 
 
 def test_what_no_release_has_yet_is_unknown(tmp_path):
-    assert mistakes(tmp_path, GOOD + "\n[api]\nport = 8440\n")[0].startswith("api: unknown table")
+    assert mistakes(tmp_path, GOOD + "\n[feedback]\n")[0].startswith("feedback: unknown table")
+    assert mistakes(tmp_path, GOOD + '\n[api]\ntoken_file = "token"\n')[0].startswith("api.token_file: unknown key")
+
+
+def test_api_and_tracing_are_off_unless_their_tables_are_written(tmp_path):
+    off = load(tmp_path, GOOD)
+    assert (off.api, off.tracing) == (None, None)
+
+    on = load(tmp_path, GOOD + "\n[api]\n[tracing]\nsample = 0.1\n", MONITOR__API__PORT="9000")
+    assert (on.api.host, on.api.port) == ("127.0.0.1", 9000)
+    assert (on.tracing.endpoint, on.tracing.sample) == ("http://127.0.0.1:4318/v1/traces", 0.1)
+
+
+def test_what_is_wrong_in_api_and_tracing_is_told_together(tmp_path):
+    found = mistakes(tmp_path, GOOD + '\n[api]\nport = 70000\n[tracing]\nendpoint = "127.0.0.1:4318"\nsample = 2\n')
+
+    assert [line.partition(": ")[0] for line in found] == ["api.port", "tracing.endpoint", "tracing.sample"]
+
+
+def test_tracing_without_its_packages_names_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("monitor.settings.find_spec", lambda name: None)
+
+    assert mistakes(tmp_path, GOOD + "\n[tracing]\n") == ["tracing: OpenTelemetry is not installed; pip install 'plant-monitor[tracing]'"]
 
 
 def test_equal_files_are_equal_settings(tmp_path):

@@ -13,13 +13,13 @@ import pytest
 from connectors.memory.channel import Channel, channel
 from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions, MemorySourceOptions
 from fake_detector import NAN, RAISES, FakeOptions
-from monitor.config import DetectorSettings, SinkSettings
 from monitor.errors import ModelBroken
 from monitor.evaluation.layouts import training_files
 from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
 from monitor.serving import Devices
+from monitor.settings import DetectorSettings, SinkSettings
 from monitor.state import State
 from monitor.store import ModelStore
 from monitor.telemetry import Telemetry
