@@ -1,6 +1,6 @@
 """Records to Kafka, each confirmed by all replicas in sync. Blocking: for a worker thread, one call at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from kafka.producer.future import FutureRecordMetadata
 from connectors.kafka.connection import client_arguments, disconnected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.options import KafkaConnectionOptions
+from connectors.shrinking import Refused, Shrink, Shrinking
 from monitor.errors import ConfigError, Disconnected
 
 _REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
@@ -38,13 +39,6 @@ class Placed:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The broker will never take this record."""
-
-    error: str
-
-
 class Producer:
     """Connects at the first `send` and after every failure, until it is closed."""
 
@@ -53,31 +47,11 @@ class Producer:
         self._timeout = delivery_timeout
         self._client: KafkaProducer | None = None
         self._closed = False
-        self._taken = 0
-        """Bytes of the largest value that the broker has taken."""
+        self._shrinking = Shrinking[Record, Placed](self.send)
 
-    def send_or_shrink(self, records: Sequence[Record], shrink: Callable[[int, Refused], Record | None]) -> list[Placed | Refused]:
-        """As `send`; what is refused goes again as `shrink(index, refused)`, unless that is None.
-
-        A record larger than any that was taken may be refused: what follows it waits for its fate, so that the order holds.
-        """
-        outcomes: list[Placed | Refused] = []
-        run: list[Record] = []
-        for at, record in enumerate(records, 1):
-            run.append(record)
-            if len(record.value) > self._taken or at == len(records):
-                outcomes += self._send_run(run, len(outcomes), shrink)
-                run = []
-        return outcomes
-
-    def _send_run(self, run: Sequence[Record], start: int, shrink: Callable[[int, Refused], Record | None]) -> list[Placed | Refused]:
-        outcomes = self.send(run)
-        for at, (record, outcome) in enumerate(zip(run, outcomes, strict=True)):
-            if isinstance(outcome, Placed):
-                self._taken = max(self._taken, len(record.value))
-            elif (smaller := shrink(start + at, outcome)) is not None:
-                (outcomes[at],) = self.send([smaller])
-        return outcomes
+    def send_or_shrink(self, records: Sequence[Record], shrink: Shrink[Record]) -> list[Placed | Refused]:
+        """As `send`; what is refused goes again as `shrink(index, refused)`, unless that is None. The order holds."""
+        return self._shrinking.send(records, shrink)
 
     def send(self, records: Sequence[Record]) -> list[Placed | Refused]:
         """One round trip for all of them; the order per key is kept. Raises Disconnected where one may not have arrived.

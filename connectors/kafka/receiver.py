@@ -1,7 +1,5 @@
 """What a Kafka sink or dead letter sends, from now on (`monitor listen`)."""
 
-import base64
-import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
@@ -11,13 +9,13 @@ import anyio.to_thread
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from connectors.cloudevents import read_event, readable
+from connectors.cloudevents import read_event
 from connectors.kafka.connection import client_arguments, disconnected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.options import KafkaProducerOptions
+from connectors.letters import Letter, read_letter
 from connectors.maps import read_map
 from monitor.errors import MonitorError
-from monitor.types import rfc_3339
 
 _POLL = 0.2
 _ANSWER = 10_000
@@ -112,28 +110,5 @@ def _event(record: Any) -> Mapping[str, Any]:
     where, headers = f"kafka:{record.topic}/{record.partition}-{record.offset}", dict(record.headers)
     if "monitor-source" not in headers:
         return read_event(record.value or b"", where)
-    try:
-        return _dead_letter(record, where, headers)
-    except (KeyError, ValueError, OverflowError) as error:  # somebody else's, who used our headers
-        return {"error": f"{where} is no dead letter: {error!r}"}
-
-
-def _dead_letter(record: Any, where: str, headers: Mapping[str, bytes]) -> Mapping[str, Any]:
-    said = {name: headers[f"monitor-{name}"].decode() for name in ("source", "topic", "position", "reason", "error")}
-    facts: dict[str, Any] = {
-        "key": None if record.key is None else readable(record.key),
-        "headers": [{"name": name, **readable(value or b"")} for name, value in record.headers if not name.startswith("monitor-")],
-    }
-    if "monitor-spilled" in headers:
-        facts["spilled"] = json.loads(record.value)
-    else:
-        facts["payload"] = base64.b64encode(record.value or b"").decode()
-    return {
-        "specversion": "1.0",
-        "id": headers["monitor-id"].decode(),
-        "type": "monitor.dead_letter.v1",
-        "source": where,
-        "subject": (record.key or b"").decode("utf-8", "replace"),
-        "time": rfc_3339(record.timestamp / 1000),
-        "data": {**said, **facts},
-    }
+    letter = Letter(value=record.value or b"", key=record.key, headers=tuple((name, value or b"") for name, value in record.headers))
+    return read_letter(letter, where, record.timestamp / 1000)

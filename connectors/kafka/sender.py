@@ -7,7 +7,8 @@ import anyio
 import anyio.to_thread
 
 from connectors.kafka.options import KafkaSourceOptions
-from connectors.kafka.producer import Placed, Producer, Record, Refused
+from connectors.kafka.producer import Placed, Producer, Record
+from connectors.shrinking import Refused
 from monitor.errors import Rejected
 from monitor.types import Message
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from connectors.cloudevents import STRUCTURED, encode
 from connectors.kafka.options import KafkaSinkOptions, MapsInTopic
-from connectors.kafka.producer import Record, Refused
+from connectors.kafka.producer import Record
 from connectors.kafka.writer import KafkaWriter
 from connectors.maps import Place, place_in
 from connectors.options import MapsInFolder
+from connectors.shrinking import Refused
 from monitor.errors import Rejected
 from monitor.ports import Context
 from monitor.types import Event

@@ -1,0 +1,55 @@
+"""Records in order to a broker that refuses some for their size."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+
+class Sized(Protocol):
+    @property
+    def value(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker will never take this record."""
+
+    error: str
+
+
+R = TypeVar("R", bound=Sized)
+Taken = TypeVar("Taken")
+Shrink = Callable[[int, Refused], R | None]
+"""`shrink(index, refused)`: what goes instead of a refused record; None for nothing."""
+
+
+class Shrinking(Generic[R, Taken]):
+    """`send(records)` returns for each what the broker says of a record that it took, or Refused.
+
+    A record larger than any that was taken may be refused: what follows it waits for its fate, so that the order holds.
+    """
+
+    def __init__(self, send: Callable[[Sequence[R]], list[Taken | Refused]]) -> None:
+        self._send = send
+        self.taken = 0
+        """Bytes of the largest value that the broker has taken."""
+
+    def send(self, records: Sequence[R], shrink: Shrink[R]) -> list[Taken | Refused]:
+        """What is refused goes again as `shrink` says. Raises what `send` raises."""
+        outcomes: list[Taken | Refused] = []
+        run: list[R] = []
+        for at, record in enumerate(records, 1):
+            run.append(record)
+            if len(record.value) > self.taken or at == len(records):
+                outcomes += self._send_run(run, len(outcomes), shrink)
+                run = []
+        return outcomes
+
+    def _send_run(self, run: Sequence[R], start: int, shrink: Shrink[R]) -> list[Taken | Refused]:
+        outcomes = self._send(run)
+        for at, (record, outcome) in enumerate(zip(run, outcomes, strict=True)):
+            if not isinstance(outcome, Refused):
+                self.taken = max(self.taken, len(record.value))
+            elif (smaller := shrink(start + at, outcome)) is not None:
+                (outcomes[at],) = self._send([smaller])
+        return outcomes
