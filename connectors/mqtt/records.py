@@ -1,0 +1,76 @@
+"""What stands in an MQTT message, as headers, and the id that it has for ever.
+
+Source: MQTT 5.0, 3.3.2.3 PUBLISH Properties; CloudEvents 1.0.2, bindings/mqtt-protocol-binding.md.
+"""
+
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+Headers = Sequence[tuple[str, bytes]]
+
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._:~+=@-]{1,128}", re.ASCII)
+_DIGEST = 32
+"""Hexadecimal digits: 128 bits, so that no two of all messages of a plant share one by chance."""
+
+
+def headers(properties: Properties | None) -> tuple[tuple[str, bytes], ...]:
+    """The user properties in their order, then the content type as `content-type`; nothing in 3.1.1."""
+    said = [(name, value.encode()) for name, value in getattr(properties, "UserProperty", ())]
+    content_type = getattr(properties, "ContentType", None)
+    return (*said, ("content-type", content_type.encode())) if content_type else tuple(said)
+
+
+def properties(headers: Headers) -> Properties:
+    """The other way. Raises ValueError, in words, for what MQTT cannot carry: its user properties are text."""
+    publish = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    content_types = [value for name, value in headers if name.lower() == "content-type"]
+    if content_types:
+        publish.ContentType = _text("content-type", content_types[-1])
+    for name, value in headers:
+        if name.lower() != "content-type":
+            publish.UserProperty = (_text(name, name.encode("utf-8", "surrogatepass")), _text(name, value))
+    return publish
+
+
+def position(topic: str, headers: Headers, payload: bytes) -> str:
+    """The user property `id` where there is one, else a hash of topic, time of capture if given, and payload.
+
+    An id that is long, or holds what would make source/topic/position ambiguous, is hashed too.
+    """
+    said = said_id(headers)
+    if said is None:
+        captured = _last(headers, "captured") or _last(headers, "time") or b""
+        return _hash(topic.encode("utf-8", "surrogatepass"), captured, payload)
+    text = said.decode("utf-8", "replace")
+    return text if _PLAIN_ID.fullmatch(text) else _hash(said)
+
+
+def said_id(headers: Headers) -> bytes | None:
+    """The user property `id`; None where it is missing or empty."""
+    return _last(headers, "id") or None
+
+
+def _last(headers: Headers, name: str) -> bytes | None:
+    return next((value for key, value in reversed(headers) if key.lower() == name), None)
+
+
+def _hash(*parts: bytes) -> str:
+    """Lengths first, so that no two lists of parts are the same bytes."""
+    digest = sha256(b"".join(len(part).to_bytes(8, "big") for part in parts))
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:_DIGEST]
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"header {name!a} is not UTF-8: {value[:40]!r}; MQTT carries text only") from None
+    if "\0" in text or len(value) > 65_535:
+        raise ValueError(f"header {name!a} holds a zero byte or is longer than 65535 bytes")
+    return text
