@@ -241,8 +241,8 @@ async def test_key_and_headers_keep_their_bytes_and_order(place: SourceBinding, 
 def test_the_constructor_does_nothing(place: SourceBinding, record: Record, tmp_path: Path) -> None:
     options = place.options()
     implementation = resolve(options.implementation)
-    threads, files = threading.enumerate(), sorted(tmp_path.rglob("*"))
+    threads, files = set(threading.enumerate()), sorted(tmp_path.rglob("*"))
     implementation(options, Context(name="cameras", report=Telemetry().report, positions=record))
     resolve(options.sender)(options)
-    assert threading.enumerate() == threads
+    assert set(threading.enumerate()) <= threads  # those of an earlier test may end meanwhile
     assert sorted(tmp_path.rglob("*")) == files
