@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -181,13 +180,20 @@ def test_the_end_marker_of_a_thumbnail_does_not_count() -> None:
     assert refused(payload[: len(payload) - 400]) == "undecodable"
 
 
-def test_a_png_chunk_that_claims_gigabytes_is_refused_at_once() -> None:
+@pytest.fixture
+def nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr("cv2.imdecode", decode)
+
+
+@pytest.mark.usefixtures("nothing_is_decoded")
+def test_a_png_chunk_that_claims_gigabytes_is_refused_before_it_is_decoded() -> None:
     payload = bytearray(picture())
     at = payload.index(b"IDAT") - 4
     payload[at] = 0xFF
-    begin = time.perf_counter()
     assert refused(bytes(payload)) == "undecodable"
-    assert time.perf_counter() - begin < 0.5
 
 
 def test_padding_after_the_end_of_a_jpeg_is_harmless() -> None:
@@ -197,10 +203,9 @@ def test_padding_after_the_end_of_a_jpeg_is_harmless() -> None:
 @pytest.mark.parametrize(
     "payload", [png_of_size(30_000, 30_000), picture(name="BMP")[:18] + struct.pack("<ii", 40_000, 40_000) + picture(name="BMP")[26:]]
 )
+@pytest.mark.usefixtures("nothing_is_decoded")
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(payload: bytes) -> None:
-    begin = time.perf_counter()
     assert refused(payload) == "too_large"
-    assert time.perf_counter() - begin < 0.5
 
 
 def test_webp_and_jpeg_beyond_max_pixels_are_refused() -> None:
