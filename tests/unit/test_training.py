@@ -98,8 +98,13 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_training import job, run
 from monitor.store import ModelStore
-run(job(Path(sys.argv[2]), fit_delay=0.02, epochs=5), ModelStore(Path(sys.argv[3])), resume=True)
+run(job(Path(sys.argv[2]), fit_delay=0.03, epochs=5), ModelStore(Path(sys.argv[3])), resume=True)
 """
+
+
+def steps_in(checkpoint: Path) -> int:
+    with np.load(checkpoint) as saved:
+        return int(saved["done"])
 
 
 @pytest.mark.parametrize("steps", [3, 31])
@@ -110,14 +115,14 @@ def test_killed_and_resumed_is_the_same_model(normals: Path, tmp_path: Path, ste
     checkpoint = tmp_path / "killed" / "training" / "cup" / "fit" / "checkpoint.npz"
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     deadline = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
+    while not checkpoint.exists() or steps_in(checkpoint) < steps:
+        assert time.monotonic() < deadline
         time.sleep(0.005)
-    time.sleep(steps * 0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     store = ModelStore(tmp_path / "killed" / "models")
     assert store.current("cup") is None
-    resumed = run(job(normals, fit_delay=0.02, epochs=5), store, resume=True).version
+    resumed = run(job(normals, fit_delay=0.03, epochs=5), store, resume=True).version
     whole = run(job(normals, fit_delay=0.0, epochs=5), ModelStore(tmp_path / "whole" / "models")).version
     assert resumed.manifest["fit"]["resumed_at"] > 0
     assert whole.manifest["fit"]["resumed_at"] == 0
