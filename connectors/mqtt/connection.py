@@ -121,6 +121,14 @@ class Connection:
             said = ", ".join(f"{text} ({code})" if self._v5 else text for text, code in refused)
             raise Disconnected(f"{self._where} refuses {self._as_whom()} the subscription to {said}", "not_authorised" if denied else "refused")
 
+    def publish(self, topic: str, payload: bytes, properties: Properties | None = None) -> int:
+        """With QoS 1; the packet id under which `confirmed` will hold the broker's word. Raises Disconnected.
+
+        The caller keeps to the broker's receive maximum."""
+        sent: list[int] = []
+        self._call(lambda: sent.append(self.client.publish(topic, payload, 1, properties=properties).mid))
+        return sent[0]
+
     def step(self, seconds: float) -> None:
         """Read, write and keep alive; wait at most `seconds` for something to do. Raises Disconnected when the connection has ended."""
         link = self._socket()
@@ -152,12 +160,14 @@ class Connection:
         """Send a PUBACK."""
         self._call(lambda: self.client.ack(mid, 1))
 
-    def close(self) -> None:
-        """Send what waits, then DISCONNECT, which ends no session; within seconds."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Send what waits, then DISCONNECT, which ends no session; within seconds. `at_once` sends nothing more."""
         if not self._opened:
             return
         link = self.client.socket() if hasattr(self, "client") else None
-        if link is not None:
+        if link is not None and at_once:
+            link.close()
+        elif link is not None:
             assert isinstance(link, socket.socket)
             self.client.on_socket_close = self._linger
             with suppress(Disconnected):
@@ -215,7 +225,7 @@ class Connection:
                 raise Disconnected(f"{self._where} gives {otherwise} within {self._options.connect_timeout} s", "timeout")
             self.step(end - time.monotonic())
 
-    def _call(self, call: Callable[[], MQTTErrorCode], *, ending: bool = False) -> None:
+    def _call(self, call: Callable[[], object], *, ending: bool = False) -> None:
         try:
             call()
         except (Disconnected, ConfigError):
@@ -292,6 +302,7 @@ def _client(options: MqttConnectionOptions, client_id: str, *, clean: bool) -> _
         reconnect_on_failure=False,  # we do; and paho would try MQTT 3.1 by itself
         manual_ack=True,
     )
+    client.max_inflight_messages = 0  # else paho keeps what exceeds 20, and tells nobody whether it was sent
     client.options = options
     client.tls, password = credentials(options)
     if options.username is not None:
