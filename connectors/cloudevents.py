@@ -1,6 +1,7 @@
 """CloudEvents 1.0 in both directions: what a message says of its payload, and events as structured JSON.
 
-Source: github.com/cloudevents/spec, cloudevents/spec.md, formats/json-format.md, bindings/kafka-protocol-binding.md (1.0.2).
+Source: github.com/cloudevents/spec, cloudevents/spec.md, formats/json-format.md, bindings/kafka-protocol-binding.md and
+bindings/mqtt-protocol-binding.md (1.0.2).
 """
 
 import base64
@@ -23,14 +24,15 @@ _LONGEST_STREAM = 512
 
 
 def unwrap(message: Message) -> Envelope:
-    """What the message says of its payload, by plain headers, `ce_*` headers (binary mode) or a JSON event (structured mode).
+    """What the message says of its payload, by plain headers, by a CloudEvent's among them (binary mode), or as JSON (structured mode).
 
     Stream: header `stream`, else the event's subject, else the key, else the topic. Captured: header `captured`, else the
     event's time, else the broker's time where it is one, else when it was received. A plain header goes before the event's attribute.
     Raises BadSample: lying_header for facts that cannot be read, undecodable for a structured event that is none.
     """
     content_type = media_type(_header(message, "content-type"))
-    payload, subject, time = message.payload, _header(message, "ce_subject"), _header(message, "ce_time")
+    prefix = message.cloudevents_prefix
+    payload, subject, time = message.payload, _header(message, f"{prefix}subject"), _header(message, f"{prefix}time")
     if content_type == STRUCTURED:
         payload, content_type, subject, time = _structured(message.payload)
     captured = _header(message, "captured") or time

@@ -22,6 +22,7 @@ class Message:
 
     `position` is unique within source and topic for ever (Kafka: "partition-offset"; folder: the file name).
     `headers` keep their order and bytes; `timestamp` is the broker's time, `received` our own (epoch seconds).
+    `cloudevents_prefix` stands before the names of a CloudEvent's attributes among them: `ce_` on Kafka, nothing on MQTT.
     """
 
     source: str
@@ -32,6 +33,7 @@ class Message:
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
     timestamp: float | None = None
+    cloudevents_prefix: str = "ce_"
 
     @property
     def id(self) -> str:
