@@ -146,6 +146,7 @@ def structured(event: Event, **more: Any) -> bytes:
         "subject": event.key,
         "time": rfc_3339(event.time),
         "datacontenttype": "application/json",
+        **({"traceparent": event.traceparent} if event.traceparent else {}),
         "data": {**event.data, **more},
     }
     return json.dumps(attributes, allow_nan=False, separators=(",", ":")).encode()

@@ -6,8 +6,9 @@ are left unsettled, which come again. SIGHUP reloads monitor.toml and looks in t
 
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import structlog
@@ -16,16 +17,26 @@ from anyio.abc import TaskGroup
 from monitor.config import load_settings
 from monitor.errors import ConfigError, DeviceLost, ModelBroken, leaves
 from monitor.intake import WORKERS
+from monitor.notify import Notifier
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
+from monitor.registry import resolve
 from monitor.serving import Devices
 from monitor.settings import Settings
 from monitor.state import State
 from monitor.store import ModelStore
 from monitor.telemetry import Telemetry
 from monitor.topology import PipelineSettings, pipelines
+from monitor.watching import Watch
+
+if TYPE_CHECKING:
+    from monitor.tracing import Tracing
 
 DONE, FAILED, STOPPED_HARD = 0, 1, 3
+_FIXED = ("daemon", "store", "api", "tracing")
+"""The tables that a reload leaves as they are."""
+_ENDING = 15.0
+"""Seconds that closing sources, sinks and devices may take after the grace, as the service manager is told."""
 
 
 class Daemon:
@@ -43,16 +54,21 @@ class Daemon:
     async def run(self) -> int:
         """Until a signal ends it; the exit code."""
         self._settings = load_settings(self._path, self._environ)
-        with State(self._settings.daemon.state) as self._state, Devices() as self._devices:
+        self._notifier = Notifier(self._environ, self._telemetry.report)
+        self._devices = Devices()
+        self._watch = Watch(self._running, self._devices, stall=self._settings.daemon.stall, telemetry=self._telemetry, notifier=self._notifier)
+        async with AsyncExitStack() as stack:
+            address = await self._be_watched(stack)
+            self._state, _ = stack.enter_context(State(self._settings.daemon.state)), stack.enter_context(self._devices)
             self._probation = Probation(self._state, self._telemetry.report)
             self._store = ModelStore(self._settings.store.path)
             self._workers = anyio.CapacityLimiter(WORKERS)
             with _blame(self._state, self._telemetry) as outcome:
                 async with anyio.create_task_group() as self._tasks:
                     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+                        self._tasks.start_soon(self._watch.run)
                         await self._start(self._tasks, pipelines(self._settings))
-                        holding = [name for pipeline in self._running for name in pipeline.holding]
-                        self._telemetry.report("ready", config=str(self._path), detectors=list(self._settings.detectors), holding=holding)
+                        self._say_ready(address)
                         async for signum in signals:
                             if signum == signal.SIGHUP and not self._draining:
                                 self._reload()
@@ -63,6 +79,26 @@ class Daemon:
         if outcome.failed:
             return FAILED
         return STOPPED_HARD if self._hard and unsettled else DONE
+
+    async def _be_watched(self, stack: AsyncExitStack) -> str | None:
+        """Serve [api] and send traces as they are configured; the URL of the former. Before anything else, and to the very end."""
+        settings = self._settings
+        self._tracing: Tracing | None = None
+        if settings.tracing is not None:  # imported only where it is wanted, as the API below
+            tracing = resolve("monitor.tracing:Tracing")(settings.tracing, site=settings.daemon.site, report=self._telemetry.report)
+            self._tracing = await stack.enter_async_context(tracing)
+        if settings.api is None:
+            return None
+        address: str = await stack.enter_async_context(resolve("monitor.api.server:serving")(settings.api, self._watch, self._telemetry))
+        return address
+
+    def _say_ready(self, api: str | None) -> None:
+        if self._draining:
+            return
+        self._watch.phase = "serving"
+        self._notifier.ready()
+        holding = [name for pipeline in self._running for name in pipeline.holding]
+        self._telemetry.report("ready", config=str(self._path), detectors=list(self._settings.detectors), holding=holding, api=api)
 
     async def _start(self, tasks: TaskGroup, settings: list[PipelineSettings]) -> None:
         daemon, store = self._settings.daemon, self._settings.store
@@ -76,7 +112,8 @@ class Daemon:
                 probation=self._probation,
                 devices=self._devices,
                 workers=self._workers,
-                report=self._telemetry.report,
+                telemetry=self._telemetry,
+                tracing=self._tracing,
             )
             self._running.append(pipeline)
             await tasks.start(pipeline.run)
@@ -88,6 +125,8 @@ class Daemon:
             self._tasks.cancel_scope.cancel()
         else:
             self._draining = True
+            self._watch.phase = "draining"
+            self._notifier.stopping(self._settings.daemon.grace + _ENDING)
             self._tasks.start_soon(self._drain)
 
     async def _drain(self) -> None:
@@ -107,20 +146,22 @@ class Daemon:
 
     def _reload(self) -> None:
         """A bad file changes nothing."""
+        self._notifier.reloading()
         try:
             settings = load_settings(self._path, self._environ)
         except ConfigError as error:
             self._telemetry.report("reload_refused", mistakes=list(error.mistakes), serving="the configuration from before")
+            self._notifier.ready()
         else:
             self._tasks.start_soon(self._rebuild, settings)
 
     async def _rebuild(self, settings: Settings) -> None:
         """Drain and start anew what changed; the rest looks in the store at once."""
         async with self._rebuilding:
-            for name in ("daemon", "store"):
+            for name in _FIXED:
                 if getattr(settings, name) != getattr(self._settings, name):
                     self._telemetry.report("restart_needed", table=name)
-            self._settings = settings.model_copy(update={"daemon": self._settings.daemon, "store": self._settings.store})
+            self._settings = settings.model_copy(update={name: getattr(self._settings, name) for name in _FIXED})
             wanted = pipelines(self._settings)
             changed = [pipeline for pipeline in self._running if pipeline.settings not in wanted]
             kept = [pipeline.settings for pipeline in self._running if pipeline.settings in wanted]
@@ -135,6 +176,7 @@ class Daemon:
             if self._draining:
                 return
             await self._start(self._tasks, new)
+            self._notifier.ready()
             self._telemetry.report("reloaded", ended=[pipeline.settings.name for pipeline in changed], started=[part.name for part in new])
 
 

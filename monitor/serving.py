@@ -26,6 +26,8 @@ class Devices:
     """One thread per device: batches of all its detectors take turns, and none waits behind decoding."""
 
     def __init__(self) -> None:
+        self.running: dict[str, float] = {}
+        """What is in work for a batch now, and since when (monotonic)."""
         self._threads: dict[str, ThreadPoolExecutor] = {}
 
     def __enter__(self) -> Self:
@@ -39,7 +41,15 @@ class Devices:
         """Run `work` on the device's thread."""
         if device not in self._threads:
             self._threads[device] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=device)
-        return await asyncio.wrap_future(self._threads[device].submit(work, *args))
+        return await asyncio.wrap_future(self._threads[device].submit(self.timed, device, work, *args))
+
+    def timed(self, what: str, work: Callable[..., R], *args: Any) -> R:
+        """On the calling thread; meanwhile it stands in `running` under a name of its own."""
+        self.running[what] = time.monotonic()
+        try:
+            return work(*args)
+        finally:
+            del self.running[what]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,10 +138,11 @@ class ModelSlot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What scoring a batch came to, by index: verdicts, and the errors of what fails alone."""
+    """What scoring a batch came to, by index: verdicts, and the errors of what fails alone; and how many seconds it took."""
 
     verdicts: dict[int, Verdict]
     failures: dict[int, str]
+    seconds: float
 
 
 def score(model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batch: Batch | Exception, report: Report) -> Outcome:
@@ -140,25 +151,27 @@ def score(model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batc
     A batch that raised when stacked, raises, or scores as not finite is repeated one sample at a time. What fails alone is
     at fault only if the model's own reference samples still pass. Raises ModelBroken when they do not; DeviceLost.
     """
+    begun = time.perf_counter()
     try:
         if isinstance(batch, Exception):
             raise batch
-        return Outcome(dict(enumerate(_judged(model, samples, batch))), {})
+        return Outcome(dict(enumerate(_judged(model, samples, batch))), {}, time.perf_counter() - begun)
     except (DeviceLost, MemoryError):
         raise
     except Exception as error:
         report("batch_repeated", detector=model.version.name, model_version=model.version.id, cause=type(error).__name__, error=str(error))
-    outcome = Outcome({}, {})
+    verdicts: dict[int, Verdict] = {}
+    failures: dict[int, str] = {}
     for index, (sample, ready) in enumerate(zip(samples, prepared, strict=True)):
         try:
-            (outcome.verdicts[index],) = _judged(model, [sample], model.detector.stack([sample], [ready]))
+            (verdicts[index],) = _judged(model, [sample], model.detector.stack([sample], [ready]))
         except (DeviceLost, MemoryError):
             raise
         except Exception as error:
-            outcome.failures[index] = f"{type(error).__name__}: {error}"
-    if outcome.failures:
+            failures[index] = f"{type(error).__name__}: {error}"
+    if failures:
         check_model(model)
-    return outcome
+    return Outcome(verdicts, failures, time.perf_counter() - begun)
 
 
 def check_model(model: Model) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Modality = Literal["image", "rgbd", "sound"]
-EventType = Literal["monitor.alert.v1", "monitor.score.v1", "monitor.dead_letter.v1"]
+EventType = Literal["monitor.alert.v1", "monitor.score.v1", "monitor.health.v1", "monitor.dead_letter.v1"]
 
 FloatArray = NDArray[np.float32]
 
@@ -113,6 +113,11 @@ class ModelVersion:
     folder: Path
     manifest: Mapping[str, Any]
 
+    @property
+    def trained(self) -> float:
+        """Epoch seconds, as the id says."""
+        return datetime.strptime(self.id.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Verdict:
@@ -144,8 +149,9 @@ class DeadLetter:
 class Event:
     """What a sink sends: the attributes of a CloudEvent, whose `data` is JSON-able.
 
-    `source` is "/<site>/<detector>"; `key` is the stream; `time` epoch seconds.
-    `map` is the float32 (H, W) score map of an alert, which each sink encodes as its options say.
+    `source` is "/<site>/<detector>", of a health event "/<site>"; `key` is the stream, or whatever else a health event is about;
+    `time` epoch seconds.
+    `map` is the float32 (H, W) score map of an alert, which each sink encodes as its options say. `traceparent` is W3C's, where messages are traced.
     """
 
     id: str
@@ -156,6 +162,7 @@ class Event:
     data: Mapping[str, Any]
     map: FloatArray | None = None
     dead_letter: DeadLetter | None = None
+    traceparent: str | None = None
 
     def without_map(self) -> "Event":
         return dataclasses.replace(self, map=None)

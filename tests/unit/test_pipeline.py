@@ -107,7 +107,7 @@ class Line:
                 probation=Probation(state, self.telemetry.report),
                 devices=devices,
                 workers=anyio.CapacityLimiter(WORKERS),
-                report=self.telemetry.report,
+                telemetry=self.telemetry,
             )
             with anyio.fail_after(20):
                 async with anyio.create_task_group() as tasks:
