@@ -54,6 +54,11 @@ def said_id(headers: Headers) -> bytes | None:
     return _last(headers, "id") or None
 
 
+def is_structured(headers: Headers) -> bool:
+    """Whether the payload is a CloudEvent in JSON, which holds its own id."""
+    return (_last(headers, "content-type") or b"").lower().startswith(b"application/cloudevents+json")
+
+
 def _last(headers: Headers, name: str) -> bytes | None:
     return next((value for key, value in reversed(headers) if key.lower() == name), None)
 

@@ -1,0 +1,66 @@
+"""monitor check --online: does the broker let us in, and what is doubtful there.
+
+Under a client id of its own: with that of a running daemon it would end its connection, and without its session its messages.
+"""
+
+import time
+import uuid
+
+import anyio.to_thread
+
+from connectors.mqtt.connection import Connection
+from connectors.mqtt.options import MqttConnectionOptions, MqttProducerOptions, MqttSourceOptions
+from monitor.errors import Disconnected
+
+_DROPPED = "$SYS/broker/publish/messages/dropped"
+_ANSWER = 1.0
+"""Seconds that a retained message has to come."""
+
+
+async def probe_source(options: MqttSourceOptions) -> list[str]:
+    """Raises Disconnected with its cause, in words; ConfigError for unusable files. Returns what is doubtful."""
+    return await anyio.to_thread.run_sync(_source, options)
+
+
+async def probe_producer(options: MqttProducerOptions) -> list[str]:
+    """As probe_source."""
+    return await anyio.to_thread.run_sync(_look, options)
+
+
+def _source(options: MqttSourceOptions) -> list[str]:
+    return _look(options, [topic.filter for topic in options.parsed_topics])  # not as a member of the share group: it would be dealt messages
+
+
+def _look(options: MqttConnectionOptions, filters: list[str] | None = None) -> list[str]:
+    connection = Connection(options, f"monitor-check-{uuid.uuid4().hex[:8]}")
+    try:
+        connection.open()
+        dropped = _dropped(connection)
+        if filters:
+            connection.subscribe(filters, 0)
+        doubts = [dropped] if dropped else []
+        if getattr(options, "share_group", None) and getattr(connection.properties, "SharedSubscriptionAvailable", 1) == 0:
+            doubts.append("the broker has no shared subscriptions, which share_group asks for")
+        return doubts
+    finally:
+        connection.close()
+
+
+def _dropped(connection: Connection) -> str | None:
+    """What the broker says of messages that it dropped, where it says that and we may read it."""
+    try:
+        connection.subscribe([_DROPPED], 0)
+    except Disconnected:
+        if connection.client.socket() is None:
+            raise
+        return None
+    end = time.monotonic() + _ANSWER
+    while not connection.messages and time.monotonic() < end:
+        connection.step(end - time.monotonic())
+    text = bytes(connection.messages[0].payload) if connection.messages else b""
+    if not text.isdigit() or int(text[:20]) == 0:
+        return None
+    return (
+        f"the broker has dropped {int(text[:20])} messages since it started, for this or for other clients: "
+        "behind a client that is slow or away it keeps only so many (Mosquitto: max_queued_messages)"
+    )
