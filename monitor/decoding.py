@@ -10,10 +10,19 @@ _SAYS_NOTHING = frozenset({"application/octet-stream", "binary/octet-stream"})
 
 def decode(message: Message, limits: SourceOptions) -> Sample:
     """Decode one message of a source, within its limits. Raises BadSample, and nothing else, for whatever is in it. Thread-safe."""
+    return decode_payload(message, unwrap(message, limits), limits)
+
+
+def unwrap(message: Message, limits: SourceOptions) -> Envelope:
+    """The first half of `decode`: what the message says of its payload, before that is looked at."""
     size = len(message.payload)
     if size > limits.max_bytes:
         raise BadSample("too_large", f"the payload has {size} bytes, this source takes at most {limits.max_bytes}")
-    envelope = registry.unwrap()(message)
+    return registry.unwrap()(message)
+
+
+def decode_payload(message: Message, envelope: Envelope, limits: SourceOptions) -> Sample:
+    """The second half."""
     if not envelope.payload:
         raise BadSample("empty", "the payload has no bytes")
     return _choose(envelope).decode(message, envelope, limits)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from monitor.types import Modality
 
@@ -83,6 +83,29 @@ class AlertData(ScoreData):
     """Missing (null) when the sink could not send it even at its smallest."""
 
 
+class HealthData(Data):
+    """What happened to a source, a sink, a model or a stream; the log has the same line."""
+
+    what: str
+    """The name of its log event and counter; `HEALTH` in monitor/telemetry.py lists them."""
+    level: Literal["debug", "info", "warning", "error", "critical"]
+    """How urgent it is; what is over is info."""
+    source: str | None = None
+    sink: str | None = None
+    detector: str | None = None
+    stream: str | None = None
+    cause: str | None = None
+    """What an operator must tell apart, of a closed list per `what`."""
+    error: str | None = None
+    """In words."""
+    since: str | None = Field(default=None, json_schema_extra={"format": "date-time"})
+    """When that which goes on, or is over now, has begun. Missing for what happens in a moment."""
+    ends: tuple[str, ...] = ()
+    """The `what` of the earlier events about the same source, sink, detector and stream that are over now."""
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+    """What else the log line says, under its names there."""
+
+
 class CloudEvent(Data):
     """The envelope (CloudEvents 1.0, structured JSON)."""
 
@@ -96,6 +119,8 @@ class CloudEvent(Data):
     time: str = Field(json_schema_extra={"format": "date-time"})
     """When the sample was captured."""
     datacontenttype: Literal["application/json"]
+    traceparent: str | None = Field(default=None, pattern="^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+    """Only where messages are traced: the span in which it was sent (W3C Trace Context, CloudEvents extension)."""
 
 
 class Alert(CloudEvent):
@@ -112,7 +137,22 @@ class Score(CloudEvent):
     data: ScoreData
 
 
-SCHEMAS: dict[str, type[CloudEvent]] = {"monitor.alert.v1.json": Alert, "monitor.score.v1.json": Score}
+class Health(CloudEvent):
+    """Something that an operator must hear of although no sample is strange."""
+
+    id: str
+    """`health:<site>:<subject>:<what>:<time>`; the same when it is sent again."""
+    source: str
+    """`/<site>`."""
+    subject: str
+    """The stream, detector, sink or source that it is about."""
+    time: str = Field(json_schema_extra={"format": "date-time"})
+    """When it was noticed."""
+    type: Literal["monitor.health.v1"]
+    data: HealthData
+
+
+SCHEMAS: dict[str, type[CloudEvent]] = {"monitor.alert.v1.json": Alert, "monitor.score.v1.json": Score, "monitor.health.v1.json": Health}
 """File in deploy/schema -> what it describes. `python -m monitor.events deploy/schema` writes them anew."""
 
 

@@ -1,6 +1,9 @@
 """read -> decode -> prepare: one source's messages become items that wait for its detectors."""
 
+import math
 import os
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,25 +14,30 @@ import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from monitor.batching import Batcher
-from monitor.decoding import decode
+from monitor.decoding import decode_payload, unwrap
 from monitor.errors import BadSample
 from monitor.ports import Delivery, Report, Source, SourceOptions
 from monitor.probation import MOST_DEATHS, Probation
 from monitor.serving import Devices, Model, ModelSlot, check_model
 from monitor.settings import DetectorSettings
+from monitor.signals import Signal, look
+from monitor.streams import Streams
 from monitor.types import Sample
 
 WORKERS = os.cpu_count() or 1
 MOST_STREAMS_LOGGED = 1000  # names of streams come from outside
+_WATCH_EVERY = 1.0
+"""Seconds between looks for silent streams at most; a quarter of `expect_every` where that is less."""
 
 
 class Pending:
     """A delivery on its way: settled when the last of its detectors has finished."""
 
-    __slots__ = ("_parts", "buried", "delivery", "on_settled")
+    __slots__ = ("_parts", "arrived", "buried", "delivery", "on_settled")
 
-    def __init__(self, delivery: Delivery, on_settled: Callable[[], None]) -> None:
+    def __init__(self, delivery: Delivery, arrived: float, on_settled: Callable[[], None]) -> None:
         self.delivery = delivery
+        self.arrived = arrived  # by the loop's clock
         self.on_settled = on_settled
         self.buried = False  # it is on its way to the dead letter, once for all its detectors
         self._parts = 1  # the intake's own, until it has dealt the sample out
@@ -74,7 +82,12 @@ class _Decoded:
     """What a worker made of a delivery: a sample prepared for each detector that takes it, or what is wrong with it."""
 
     pending: Pending
+    stream: str | None = None
+    """Unless the headers cannot be read."""
+    too_old: float | None = None
+    """The seconds since it was captured, if beyond `max_age`: then it is not even decoded."""
     sample: Sample | None = None
+    signal: Signal | None = None
     error: Exception | None = None
     prepared: dict[str, Any | Exception] | None = None  # by detector
 
@@ -95,6 +108,7 @@ class Intake:
         probation: Probation,
         devices: Devices,
         bury: Bury,
+        streams: Streams,
         report: Report,
     ) -> None:
         self.source = source
@@ -109,17 +123,33 @@ class Intake:
         self._probation = probation
         self._devices = devices
         self._bury = bury
+        self._streams = streams
         self._report = report
         self._unwatched: set[str] = set()
+        self._undealt: deque[float] = deque()  # when the deliveries arrived that have not been dealt out, oldest first
+        self._held = False  # all of max_in_flight are out, so that the source hands out nothing
         self._waiting: anyio.CancelScope | None = None  # around the wait for a first model
         self._draining = False
 
+    @property
+    def waiting(self) -> int:
+        """Deliveries that were read and are not dealt out yet."""
+        return len(self._undealt)
+
+    @property
+    def silent_streams(self) -> int:
+        """Streams that are silent for longer than `expect_every`."""
+        return self._streams.silent
+
     async def run(self) -> None:
         """Until the source ends."""
-        send, receive = anyio.create_memory_object_stream[Delivery](self._options.max_in_flight)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._read, send)
-            tasks.start_soon(self._decode, receive)
+        send, receive = anyio.create_memory_object_stream[Pending](self._options.max_in_flight)
+        async with anyio.create_task_group() as watch:
+            watch.start_soon(self._watch)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read, send)
+                tasks.start_soon(self._decode, receive)
+            watch.cancel_scope.cancel()
 
     async def stop(self) -> None:
         """Read no more. What waits for a first model is left unsettled, and comes again."""
@@ -128,16 +158,29 @@ class Intake:
             self._waiting.cancel()
         await self.source.stop()
 
-    async def _read(self, send: MemoryObjectSendStream[Delivery]) -> None:
+    async def _watch(self) -> None:
+        """Look for silent streams, as far as what arrived was told: what waits here is no silence."""
+        every = min(_WATCH_EVERY, (self._options.expect_every or math.inf) / 4)
+        self._streams.listening(anyio.current_time())
+        while not self._draining:
+            await anyio.sleep(every)
+            now = anyio.current_time()
+            heard_until = self._undealt[0] if self._undealt else now
+            self._streams.look(now, heard_until=None if self._held else heard_until)
+
+    async def _read(self, send: MemoryObjectSendStream[Pending]) -> None:
         with send:
             async for delivery in self.source:
                 self.unsettled += 1
+                self._held = self.unsettled >= self._options.max_in_flight
+                pending = Pending(delivery, anyio.current_time(), self._settled)
+                self._undealt.append(pending.arrived)
                 try:
-                    await send.send(delivery)
+                    await send.send(pending)
                 except anyio.BrokenResourceError:  # the decoder has left: draining, and no model ever came
                     return
 
-    async def _decode(self, receive: MemoryObjectReceiveStream[Delivery]) -> None:
+    async def _decode(self, receive: MemoryObjectReceiveStream[Pending]) -> None:
         most = max(detector.max_batch_size for detector in self._detectors.values())
         with receive:
             async for first in receive:
@@ -154,7 +197,9 @@ class Intake:
                 if singly:
                     await self._alone(first, models)
                 else:
-                    await self._deal([Pending(delivery, self._settled) for delivery in group], models)
+                    await self._deal(group, models)
+                for _ in group:
+                    self._undealt.popleft()
 
     async def _models(self) -> dict[str, Model] | None:
         """The current models; waits for the first of each, which holds the source. None when draining meanwhile."""
@@ -169,7 +214,7 @@ class Intake:
             models[name] = slot.model
         return models
 
-    async def _alone(self, delivery: Delivery, models: Mapping[str, Model]) -> None:
+    async def _alone(self, pending: Pending, models: Mapping[str, Model]) -> None:
         """One delivery alone in the whole daemon, its id on record, so that it is known if it kills the process."""
         settled = anyio.Event()
 
@@ -177,8 +222,8 @@ class Intake:
             self._settled()
             settled.set()
 
-        async with self._probation.alone(self._name, delivery.message.id) as deaths:
-            pending = Pending(delivery, on_settled)
+        pending.on_settled = on_settled
+        async with self._probation.alone(self._name, pending.delivery.message.id) as deaths:
             if deaths >= MOST_DEATHS:
                 await self._bury([Bad(pending, "failed", f"the process died {deaths} times while this was in work")])
             else:
@@ -199,6 +244,7 @@ class Intake:
                 workers.start_soon(work, part)
         bad: list[Bad] = []
         for one in (one for part in decoded for one in part):
+            self._note(one)
             if one.error is not None:
                 bad.append(_bad(one.pending, one.error))
                 continue
@@ -215,15 +261,33 @@ class Intake:
             one.pending.finish()
         await self._bury(bad)
 
+    def _note(self, one: _Decoded) -> None:
+        """What is known of its stream by now."""
+        now = anyio.current_time()
+        if one.stream is not None:
+            self._streams.spoke(one.stream, one.pending.arrived)
+            if one.too_old is not None:
+                self._streams.too_old(one.stream, one.too_old, now)
+        if one.sample is not None and one.signal is not None:
+            self._streams.signal(one.sample, one.signal, now)
+
     def _prepare(self, part: Sequence[Pending], models: Mapping[str, Model]) -> list[_Decoded]:
         """In a worker thread. Any exception is one of this message or of its model, never of the flow."""
         done = []
         for pending in part:
             one = _Decoded(pending)
             done.append(one)
+            message = pending.delivery.message
             try:
-                sample = one.sample = decode(pending.delivery.message, self._options)
+                envelope = unwrap(message, self._options)
+                one.stream = envelope.stream
+                age = time.time() - envelope.captured
+                if self._options.max_age is not None and age > self._options.max_age:
+                    one.too_old = age
+                    continue
+                sample = one.sample = decode_payload(message, envelope, self._options)
                 takers = self._takers(sample, models)
+                one.signal = look(sample)
             except MemoryError:
                 raise  # the machine's fault, not the message's
             except Exception as error:
@@ -254,6 +318,9 @@ class Intake:
 
     def _settled(self) -> None:
         self.unsettled -= 1
+        if self._held:
+            self._held = False
+            self._streams.listening(anyio.current_time())
 
 
 def _bad(pending: Pending, error: Exception) -> Bad:

@@ -7,9 +7,11 @@ the next is stacked (and copied there), the one before is published, and a worke
 """
 
 import itertools
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -18,16 +20,21 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from monitor.batching import Batcher
 from monitor.errors import DeviceLost
+from monitor.health import Health
 from monitor.intake import Bad, Intake, Item
-from monitor.ports import Context, Report
 from monitor.probation import Probation
 from monitor.publishing import Outlet, burial
-from monitor.registry import resolve
+from monitor.receiving import Inlet
 from monitor.serving import Devices, Model, ModelSlot, Outcome, score
 from monitor.state import State
 from monitor.store import ModelStore
+from monitor.streams import Streams
+from monitor.telemetry import Reading, Telemetry
 from monitor.topology import PipelineSettings
 from monitor.types import Batch, DeadLetter, Event
+
+if TYPE_CHECKING:
+    from monitor.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,26 +67,34 @@ class Pipeline:
         probation: Probation,
         devices: Devices,
         workers: anyio.CapacityLimiter,
-        report: Report,
+        telemetry: Telemetry,
+        tracing: "Tracing | None" = None,
     ) -> None:
+        self._health = Health(site=site, telemetry=telemetry)
+        telemetry = telemetry.heard_by(self._health.hear)
+        report = telemetry.report
         self.settings = settings
         self.ended = anyio.Event()
         self._site = site
         self._poll = poll
         self._devices = devices
-        self._report = report
+        self._telemetry = telemetry
+        self._tracing = tracing
         detectors = settings.detectors
         self._slots = {name: ModelSlot(name, detector, site=site, store=store, report=report) for name, detector in detectors.items()}
         self._batchers: dict[str, Batcher[Item]] = {
             name: Batcher(max_batch_size=detector.max_batch_size, max_wait=detector.max_wait, capacity=2 * detector.max_batch_size)
             for name, detector in detectors.items()
         }
-        self._intakes = []
+        self._inlets: list[Inlet] = []
+        self._intakes: list[Intake] = []
         for name, options in settings.sources.items():
             readers = {reader for reader, detector in detectors.items() if name in detector.inputs}
+            streams = Streams(name, options, telemetry)
+            self._inlets.append(Inlet(name, options, positions=state, telemetry=telemetry.heard_by(streams.hear), tracing=tracing))
             self._intakes.append(
                 Intake(
-                    resolve(options.implementation)(options, Context(name=name, report=report, positions=state)),
+                    self._inlets[-1],
                     name=name,
                     options=options,
                     detectors={reader: detectors[reader] for reader in readers},
@@ -89,15 +104,16 @@ class Pipeline:
                     probation=probation,
                     devices=devices,
                     bury=self._bury,
+                    streams=streams,
                     report=report,
                 )
             )
-        self._outlets = {
-            name: Outlet(name, resolve(sink.options.implementation)(sink.options, Context(name=name, report=report)), sink.events, report)
-            for name, sink in settings.sinks.items()
-        }
-        letters, context = settings.dead_letter, Context(name="dead_letter", report=report)
-        self._dead_letter = Outlet("dead_letter", resolve(letters.implementation)(letters, context), ["dead_letter"], report)
+        self._outlets = {name: Outlet(name, sink.options, sink.events, telemetry) for name, sink in settings.sinks.items()}
+        self._dead_letter = Outlet("dead_letter", settings.dead_letter, ["dead_letter"], telemetry)
+        self._needed = [*(outlet for name, outlet in self._outlets.items() if settings.sinks[name].takes_from(detectors)), self._dead_letter]
+        for outlet in self._outlets.values():
+            if "monitor.health.v1" in outlet.types:
+                self._health.tell(outlet, open_it=outlet not in self._needed)
         self._opening = anyio.CancelScope()
         self._running = anyio.CancelScope()
 
@@ -113,9 +129,9 @@ class Pipeline:
                 for slot in self._slots.values():
                     await slot.refresh()
                 task_status.started()
-                async with AsyncExitStack() as stack:
+                async with AsyncExitStack() as stack, self._health.running():
                     with self._opening:
-                        for outlet in (*self._outlets.values(), self._dead_letter):
+                        for outlet in self._needed:
                             await outlet.open()
                             stack.push_async_exit(outlet.sink.__aexit__)
                         for intake in self._intakes:
@@ -141,6 +157,32 @@ class Pipeline:
         """Detectors without a model: their sources hold."""
         return [name for name, slot in self._slots.items() if slot.model is None]
 
+    def troubles(self) -> Iterator[str]:
+        """Why it is not ready: whose other side is away, and who has no model; in words."""
+        for inlet in self._inlets:
+            if inlet.away is not None:
+                yield f"source {inlet.name}: {inlet.away}"
+        for outlet in self._needed:
+            if outlet.away is not None:
+                yield f"{'' if outlet is self._dead_letter else 'sink '}{outlet.name}: {outlet.away}"
+        for name in self.holding:
+            yield f"detector {name}: no model; its sources hold (monitor train {name})"
+
+    def readings(self) -> Iterator[Reading]:
+        """How it stands, for Prometheus."""
+        for inlet, intake in zip(self._inlets, self._intakes, strict=True):
+            yield from inlet.readings()
+            yield "monitor_queue_depth", (f"sources.{inlet.name}",), intake.waiting
+            yield "monitor_silent_streams", (inlet.name,), intake.silent_streams
+        for outlet in (*self._outlets.values(), self._dead_letter):
+            yield "monitor_sink_connected", (outlet.name,), float(outlet.away is None)
+        for name, slot in self._slots.items():
+            yield "monitor_queue_depth", (f"detectors.{name}",), len(self._batchers[name])
+            if slot.model is not None:
+                version = slot.model.version
+                yield "monitor_model_info", (name, version.id), 1
+                yield "monitor_model_age_seconds", (name,), time.time() - version.trained
+
     def look(self) -> None:
         """Look in the store at once."""
         for slot in self._slots.values():
@@ -155,7 +197,7 @@ class Pipeline:
                     to_score, staged = anyio.create_memory_object_stream[Staged](0)
                     to_publish, scored = anyio.create_memory_object_stream[Scored](0)
                     flow.start_soon(self._stack, name, to_score)
-                    flow.start_soon(self._score, staged, to_publish)
+                    flow.start_soon(self._score, name, staged, to_publish)
                     flow.start_soon(self._publish, name, scored)
                 async with anyio.create_task_group() as intakes:
                     for intake in self._intakes:
@@ -169,24 +211,43 @@ class Pipeline:
             while items := await self._batchers[name].next_batch():
                 for model, group in itertools.groupby(items, key=lambda item: item.model):  # a swap may lie within
                     part = list(group)
-                    await send.send(Staged(part, await anyio.to_thread.run_sync(_stacked, model, part)))
+                    batch = await anyio.to_thread.run_sync(self._devices.timed, f"stacking for {name}", _stacked, model, part)
+                    await send.send(Staged(part, batch))
 
-    async def _score(self, receive: MemoryObjectReceiveStream[Staged], send: MemoryObjectSendStream[Scored]) -> None:
+    async def _score(self, name: str, receive: MemoryObjectReceiveStream[Staged], send: MemoryObjectSendStream[Scored]) -> None:
+        size, seconds = self._telemetry.histogram("monitor_batch_size", name), self._telemetry.histogram("monitor_batch_seconds", name)
         with receive, send:
             async for staged in receive:
                 items, model = staged.items, staged.items[0].model
                 samples, prepared = [item.sample for item in items], [item.prepared for item in items]
-                outcome = await self._devices.run(model.detector.device, score, model, samples, prepared, staged.batch, self._report)
+                outcome = await self._devices.run(model.detector.device, score, model, samples, prepared, staged.batch, self._telemetry.report)
+                size.observe(len(items))
+                seconds.observe(outcome.seconds)
+                if self._tracing is not None:
+                    ids = [sample.id for sample in samples]
+                    self._tracing.step("score", ids, outcome.seconds, detector=name, model_version=model.version.id, batch_size=len(items))
                 await send.send(Scored(items, outcome))
 
     async def _publish(self, name: str, receive: MemoryObjectReceiveStream[Scored]) -> None:
-        takes = [self._outlets[sink] for sink, settings in self.settings.sinks.items() if settings.inputs is None or name in settings.inputs]
+        takes = [self._outlets[sink] for sink, settings in self.settings.sinks.items() if settings.takes_from([name])]
         types: frozenset[str] = frozenset().union(*(outlet.types for outlet in takes))
+        judged, anomalous = self._telemetry.counter("monitor_scored_total", name), self._telemetry.counter("monitor_anomalous_total", name)
+        latency = self._telemetry.histogram("monitor_latency_seconds", name)
         with receive:
             async for scored in receive:
-                await self._letters(await self._send(takes, await anyio.to_thread.run_sync(_events, scored, types)))
+                events = await anyio.to_thread.run_sync(_events, scored, types)
+                if self._tracing is None:
+                    await self._letters(await self._send(takes, events))
+                else:
+                    with self._tracing.publishing(name, events) as traced:
+                        await self._letters(await self._send(takes, traced))
+                verdicts, now = scored.outcome.verdicts, time.time()
+                judged.inc(len(verdicts))
+                anomalous.inc(sum(verdict.anomalous for verdict in verdicts.values()))
+                for verdict in verdicts.values():
+                    latency.observe(max(0.0, now - verdict.sample.captured))  # a camera's clock may be ahead
                 await self._bury([Bad(scored.items[index].pending, "failed", error) for index, error in scored.outcome.failures.items()])
-                for index in scored.outcome.verdicts:
+                for index in verdicts:
                     scored.items[index].pending.finish()
 
     async def _send(self, outlets: Sequence[Outlet], events: Sequence[Event]) -> list[DeadLetter]:
@@ -219,7 +280,10 @@ class Pipeline:
         if letters and await self._dead_letter.send([burial(letter, self._site) for letter in letters]):
             raise RuntimeError("the dead letter refuses a message for ever, which would be lost")
         for letter in letters:
-            self._report("dead_lettered", cause=letter.reason, message=letter.message.id, error=letter.error)
+            self._telemetry.counter("monitor_dead_letters_total", letter.reason).inc()
+            if self._tracing is not None:
+                self._tracing.failed(letter)
+            self._telemetry.report("dead_lettered", cause=letter.reason, message=letter.message.id, error=letter.error)
 
 
 def _stacked(model: Model, items: Sequence[Item]) -> Batch | Exception:

@@ -7,7 +7,7 @@ Constructors MUST NOT do I/O or start threads: `async with` begins and ends ever
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -51,6 +51,10 @@ class SourceOptions(Options):
     """Most pixels that an image may have; checked before it is decoded."""
     max_seconds: float = Field(default=600.0, gt=0)
     """Longest sound in seconds; checked before it is decoded."""
+    expect_every: float | None = Field(default=None, gt=0)
+    """A stream of this source from which nothing has come for longer is a health event; so is a source from which nothing comes at all."""
+    max_age: float | None = Field(default=None, gt=0)
+    """A sample captured longer ago is not scored: it is counted, settled and named in a health event. Without it, age does not matter."""
 
 
 class SinkOptions(Options):
@@ -118,6 +122,15 @@ class Source(Protocol):
 
     async def stop(self) -> None:
         """Hand out nothing more and end the iteration; what is out may still be settled, and is committed on exit."""
+        ...
+
+
+@runtime_checkable
+class Lagging(Protocol):
+    """What a source may have besides, where its other side tells how far behind we are."""
+
+    def lag(self) -> int | None:
+        """Messages that it holds for us and that are not settled; None while that is not known. MUST NOT wait or do I/O."""
         ...
 
 

@@ -1,6 +1,6 @@
 """The tables of monitor.toml: what each key means, its default and its bounds."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -90,10 +90,14 @@ class DetectorSettings(Table):
 
 class SinkSettings(Table):
     inputs: tuple[str, ...] | None = None
-    """The detectors whose events it takes; all by default."""
-    events: tuple[Literal["alert", "score"], ...] = Field(default=("alert",), min_length=1)
-    """Which events it takes."""
+    """The detectors whose events it takes; all by default. Health events come from everywhere."""
+    events: tuple[Literal["alert", "score", "health"], ...] = Field(default=("alert",), min_length=1)
+    """Which events it takes: of anomalous samples, of every sample, of the health of sources, sinks, models and streams."""
     options: SinkOptions
+
+    def takes_from(self, detectors: Collection[str]) -> bool:
+        """Whether it takes alerts or scores of any of these."""
+        return set(self.events) != {"health"} and (self.inputs is None or not set(self.inputs).isdisjoint(detectors))
 
 
 class Settings(Table):

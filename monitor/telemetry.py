@@ -4,15 +4,16 @@ A happening is counted by name (and by its `cause`, where it has one) and logged
 fed where it happens; gauges are asked for when somebody looks. Names that come from outside (streams) never become labels.
 """
 
+import copy
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -25,9 +26,15 @@ HAPPENINGS: dict[str, str] = {
     "topic_missing": "warning",  # a source's topic does not exist (yet)
     "offsets_gone": "warning",  # retention deleted messages before they were read; `missing` says how many
     "record_corrupt": "error",  # a record cannot be read from its log, by its cause; nothing is skipped: its partition holds there
+    "session_lost": "warning",  # an MQTT broker has forgotten our session, and with it what it had queued for us while we were away
+    "message_skipped": "warning",  # an MQTT message is not for us: it was retained, or is of an older subscription; said once per topic
+    "message_without_id": "warning",  # MQTT messages without a user property id: identical payloads share one; said once per topic
+    "message_at_most_once": "warning",  # was published with QoS 0, where only QoS 1 comes again after a loss; said once per topic
+    "message_dropped": "warning",  # a message with QoS 0 came while max_in_flight were out; counted only
     "sink_disconnected": "warning",  # a sink's other side is away; its sources hold
     "sink_connected": "info",  # it is back (logged after a loss only)
     "map_dropped": "warning",  # an alert was too large with its map and went without
+    "event_unheard": "warning",  # a broker confirmed an event that nobody has subscribed to, and kept nothing; counted each, logged once per topic
     "event_rejected": "error",  # a sink will never take this event; it went to the dead letter
     "dead_lettered": "warning",  # a message went to the dead letter; cause says why
     "payload_spilled": "warning",  # a dead letter's payload was beyond its max_bytes and lies in the spill folder
@@ -47,6 +54,16 @@ HAPPENINGS: dict[str, str] = {
     "device_lost": "critical",  # the device is gone; the daemon stops
     "batch_repeated": "warning",  # a batch raised or scored as not finite and was repeated one sample at a time
     "stream_unwatched": "warning",  # no detector takes this stream; counted per sample, logged once per stream
+    "stream_silent": "warning",  # nothing came from a stream for longer than `expect_every`; without `stream`: from its source, ever
+    "stream_speaks": "info",  # something came again
+    "stream_moved": "info",  # a rebalance took partitions: a silent stream may be another member's now, and is silent here no more
+    "signal_blank": "warning",  # a stream sends pictures of one colour, or silence; its samples are scored all the same
+    "signal_clipped": "warning",  # a stream sends pictures or sound at the end of the scale: overexposed, overdriven; scored all the same
+    "signal_frozen": "warning",  # a stream sends the same content again and again; scored all the same
+    "signal_restored": "info",  # for a minute none of its samples had such a flaw
+    "sample_too_old": "warning",  # samples older than `max_age` were settled, not scored; `count` since this was last said; counted per sample
+    "samples_in_time": "info",  # for a minute none was too old
+    "health_event_dropped": "warning",  # a health event was lost to one sink: its queue was full, or it never takes it; said once per outage
     "partitions_revoked": "info",  # a rebalance took partitions away
     "partitions_lost": "warning",  # partitions went to another member before we could commit
     "unsettled_at_revoke": "warning",  # `drain` ended before all was settled; those come again
@@ -54,6 +71,30 @@ HAPPENINGS: dict[str, str] = {
     "notify_failed": "warning",  # the service manager's socket does not take what it is told; said once
     "traces_lost": "warning",  # the collector of traces is away or refuses them; they are dropped; said once per outage
     "precision_refused": "warning",  # a fast precision does not repeat the reference scores of a model, which serves in fp32
+}
+
+HEALTH: dict[str, tuple[str, ...]] = {
+    # happenings that are health events too, for sinks with events = ["health"], each with those that it ends
+    "source_disconnected": (),
+    "source_connected": ("source_disconnected",),
+    "topic_missing": (),
+    "offsets_gone": (),
+    "record_corrupt": (),
+    "session_lost": (),
+    "sink_disconnected": (),
+    "sink_connected": ("sink_disconnected",),
+    "model_missing": (),
+    "model_refused": (),
+    "model_loaded": ("model_missing", "model_refused"),  # else it is no health event
+    "stream_silent": (),
+    "stream_speaks": ("stream_silent",),
+    "stream_moved": ("stream_silent",),
+    "signal_blank": (),
+    "signal_clipped": (),
+    "signal_frozen": (),
+    "signal_restored": ("signal_blank", "signal_clipped", "signal_frozen"),
+    "sample_too_old": (),
+    "samples_in_time": ("sample_too_old",),
 }
 
 
@@ -108,6 +149,9 @@ METRICS: dict[str, Metric] = {
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside every counter, which nobody reads
 
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""`listener(what, facts)`: in the thread that reports, and must not wait."""
+
 Reading = tuple[str, tuple[str, ...], float]
 """A gauge's name, the values of its labels, and how it stands."""
 
@@ -118,8 +162,12 @@ class Telemetry:
     `read` gives the gauges that anybody else must tell: it is called when somebody looks.
     """
 
+    CONTENT_TYPE = CONTENT_TYPE_LATEST
+    """Of `exposition`."""
+
     def __init__(self) -> None:
         self.read: Callable[[], Iterable[Reading]] = tuple
+        self._listeners: tuple[Listener, ...] = ()
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("monitor")
         self._registry = CollectorRegistry()
         self._counters = {
@@ -145,6 +193,14 @@ class Telemetry:
         if quiet:
             return
         self._log.log(logging.getLevelNamesMapping()[level.upper()], what, **facts)
+        for listener in self._listeners:
+            listener(what, facts)
+
+    def heard_by(self, listener: Listener) -> "Telemetry":
+        """The same metrics and log; whatever is reported to the one returned, and not quiet, is told to `listener` too."""
+        heard = copy.copy(self)
+        heard._listeners = (*self._listeners, listener)
+        return heard
 
     def count(self, what: str, cause: str | None = None) -> int:
         """How often something happened, of one cause or of all."""
@@ -160,7 +216,7 @@ class Telemetry:
         return self._histograms[name].labels(*labels)
 
     def exposition(self) -> bytes:
-        """Everything as Prometheus reads it (text format 0.0.4). From the event loop's thread: what it asks belongs there."""
+        """Everything as Prometheus reads it. From the event loop's thread: what it asks belongs there."""
         return generate_latest(self._registry)
 
 

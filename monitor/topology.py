@@ -39,7 +39,7 @@ def pipelines(settings: Settings) -> list[PipelineSettings]:
         PipelineSettings(
             sources={name: options for name, options in settings.sources.items() if name in sources},
             detectors={name: detector for name, detector in settings.detectors.items() if name in detectors},
-            sinks={name: sink for name, sink in settings.sinks.items() if sink.inputs is None or detectors & set(sink.inputs)},
+            sinks={name: sink for name, sink in settings.sinks.items() if sink.takes_from(detectors) or "health" in sink.events},
             dead_letter=settings.dead_letter,
         )
         for sources, detectors in parts
