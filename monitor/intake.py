@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -23,6 +23,9 @@ from monitor.settings import DetectorSettings
 from monitor.signals import Signal, look
 from monitor.streams import Streams
 from monitor.types import Sample
+
+if TYPE_CHECKING:
+    from monitor.tracing import Tracing
 
 WORKERS = os.cpu_count() or 1
 MOST_STREAMS_LOGGED = 1000  # names of streams come from outside
@@ -110,6 +113,7 @@ class Intake:
         bury: Bury,
         streams: Streams,
         report: Report,
+        tracing: "Tracing | None",
     ) -> None:
         self.source = source
         self.unsettled = 0
@@ -125,6 +129,7 @@ class Intake:
         self._bury = bury
         self._streams = streams
         self._report = report
+        self._tracing = tracing
         self._unwatched: set[str] = set()
         self._undealt: deque[float] = deque()  # when the deliveries arrived that have not been dealt out, oldest first
         self._held = False  # all of max_in_flight are out, so that the source hands out nothing
@@ -272,36 +277,43 @@ class Intake:
             self._streams.signal(one.sample, one.signal, now)
 
     def _prepare(self, part: Sequence[Pending], models: Mapping[str, Model]) -> list[_Decoded]:
-        """In a worker thread. Any exception is one of this message or of its model, never of the flow."""
+        """In a worker thread."""
+        if self._tracing is None:
+            return [self._prepared(pending, models) for pending in part]
         done = []
         for pending in part:
-            one = _Decoded(pending)
-            done.append(one)
-            message = pending.delivery.message
-            try:
-                envelope = unwrap(message, self._options)
-                one.stream = envelope.stream
-                age = time.time() - envelope.captured
-                if self._options.max_age is not None and age > self._options.max_age:
-                    one.too_old = age
-                    continue
-                sample = one.sample = decode_payload(message, envelope, self._options)
-                takers = self._takers(sample, models)
-                one.signal = look(sample)
-            except MemoryError:
-                raise  # the machine's fault, not the message's
-            except Exception as error:
-                one.error = error
-                continue
-            one.prepared = {}
-            for name, model in takers.items():
-                try:
-                    one.prepared[name] = model.detector.prepare(sample)
-                except MemoryError:
-                    raise
-                except Exception as error:
-                    one.prepared[name] = error
+            begun = time.perf_counter()
+            done.append(self._prepared(pending, models))
+            self._tracing.step("decode", [pending.delivery.message.id], time.perf_counter() - begun)
         return done
+
+    def _prepared(self, pending: Pending, models: Mapping[str, Model]) -> _Decoded:
+        """Any exception is one of this message or of its model, never of the flow."""
+        one, message = _Decoded(pending), pending.delivery.message
+        try:
+            envelope = unwrap(message, self._options)
+            one.stream = envelope.stream
+            age = time.time() - envelope.captured
+            if self._options.max_age is not None and age > self._options.max_age:
+                one.too_old = age
+                return one
+            sample = one.sample = decode_payload(message, envelope, self._options)
+            takers = self._takers(sample, models)
+            one.signal = look(sample)
+        except MemoryError:
+            raise  # the machine's fault, not the message's
+        except Exception as error:
+            one.error = error
+            return one
+        one.prepared = {}
+        for name, model in takers.items():
+            try:
+                one.prepared[name] = model.detector.prepare(sample)
+            except MemoryError:
+                raise
+            except Exception as error:
+                one.prepared[name] = error
+        return one
 
     def _takers(self, sample: Sample, models: Mapping[str, Model]) -> dict[str, Model]:
         """The detectors that watch this stream. Raises BadSample when none of them is made for such samples."""

@@ -106,6 +106,7 @@ class Pipeline:
                     bury=self._bury,
                     streams=streams,
                     report=report,
+                    tracing=tracing,
                 )
             )
         self._outlets = {name: Outlet(name, sink.options, sink.events, telemetry) for name, sink in settings.sinks.items()}
