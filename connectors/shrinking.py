@@ -4,6 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from monitor.errors import Rejected
+from monitor.ports import Report
+from monitor.types import Event
+
 
 class Sized(Protocol):
     @property
@@ -53,3 +57,40 @@ class Shrinking(Generic[R, Taken]):
             elif (smaller := shrink(start + at, outcome)) is not None:
                 (outcomes[at],) = self._send([smaller])
         return outcomes
+
+
+def send_events(
+    events: Sequence[Event], record: Callable[[Event], R], send: Callable[[Sequence[R], Shrink[R]], Sequence[object]], report: Report
+) -> None:
+    """As monitor.ports.Sink: an alert that the broker refuses goes without its map (`map_dropped`).
+
+    `record(event)` raises Rejected for an event that is too large even without its map.
+    """
+    rejected: list[Rejected] = []
+    offered: list[tuple[Event, R]] = []
+    for event in events:
+        try:
+            offered.append((event, record(event)))
+        except Rejected as error:
+            rejected.append(error)
+
+    def shrink(at: int, refused: Refused) -> R | None:
+        event, large = offered[at]
+        if event.map is None:
+            return None
+        report("map_dropped", id=event.id, error=f"{len(large.value)} bytes: {refused.error}")
+        return record(event.without_map())
+
+    outcomes = send([large for _, large in offered], shrink)
+    for (event, large), outcome in zip(offered, outcomes, strict=True):
+        if isinstance(outcome, Refused):
+            rejected.append(Rejected(f"event {event.id} has {len(large.value)} bytes: {outcome.error}", [(event.type, event.id)]))
+    if rejected:
+        raise Rejected("; ".join(map(str, rejected)), [name for error in rejected for name in error.events])
+
+
+def reject_refused(events: Sequence[Event], outcomes: Sequence[object]) -> None:
+    """Raises Rejected where the broker does not even take the record of a dead letter that was spilled."""
+    refused = [(event, outcome.error) for event, outcome in zip(events, outcomes, strict=True) if isinstance(outcome, Refused)]
+    if refused:
+        raise Rejected("; ".join(f"{event.id}: {error}" for event, error in refused), [(event.type, event.id) for event, _ in refused])

@@ -6,8 +6,7 @@ from connectors.kafka.options import KafkaDeadLetterOptions
 from connectors.kafka.producer import Record
 from connectors.kafka.writer import KafkaWriter
 from connectors.letters import Letter, Letters
-from connectors.shrinking import Refused
-from monitor.errors import Rejected
+from connectors.shrinking import reject_refused
 from monitor.ports import Context
 from monitor.types import Event
 
@@ -25,9 +24,7 @@ class KafkaDeadLetter(KafkaWriter[KafkaDeadLetterOptions]):
     def _send(self, events: Sequence[Event]) -> None:
         records = [self._record(self._letters.fitting(event)) for event in events]
         outcomes = self._producer.send_or_shrink(records, lambda at, refused: self._record(self._letters.spilled(events[at], refused.error)))
-        refused = [(event, outcome.error) for event, outcome in zip(events, outcomes, strict=True) if isinstance(outcome, Refused)]
-        if refused:
-            raise Rejected("; ".join(f"{event.id}: {error}" for event, error in refused), [(event.type, event.id) for event, _ in refused])
+        reject_refused(events, outcomes)
 
     def _record(self, letter: Letter) -> Record:
         return Record(topic=self._options.topic, value=letter.value, key=letter.key, headers=letter.headers)

@@ -8,7 +8,7 @@ from connectors.kafka.producer import Record
 from connectors.kafka.writer import KafkaWriter
 from connectors.maps import Place, place_in
 from connectors.options import MapsInFolder
-from connectors.shrinking import Refused
+from connectors.shrinking import Refused, send_events
 from monitor.errors import Rejected
 from monitor.ports import Context
 from monitor.types import Event
@@ -30,27 +30,7 @@ class KafkaSink(KafkaWriter[KafkaSinkOptions]):
                 self._place = None
 
     def _send(self, events: Sequence[Event]) -> None:
-        rejected: list[Rejected] = []
-        offered: list[tuple[Event, Record]] = []
-        for event in events:
-            try:
-                offered.append((event, self._record(event)))
-            except Rejected as error:
-                rejected.append(error)
-
-        def shrink(at: int, refused: Refused) -> Record | None:
-            event, record = offered[at]
-            if event.map is None:
-                return None
-            self._context.report("map_dropped", id=event.id, error=f"{len(record.value)} bytes: {refused.error}")
-            return self._record(event.without_map())
-
-        outcomes = self._producer.send_or_shrink([record for _, record in offered], shrink)
-        for (event, record), outcome in zip(offered, outcomes, strict=True):
-            if isinstance(outcome, Refused):
-                rejected.append(Rejected(f"event {event.id} has {len(record.value)} bytes: {outcome.error}", [(event.type, event.id)]))
-        if rejected:
-            raise Rejected("; ".join(map(str, rejected)), [name for error in rejected for name in error.events])
+        send_events(events, self._record, self._producer.send_or_shrink, self._context.report)
 
     def _record(self, event: Event) -> Record:
         """Raises Rejected for an event that is too large even without its map."""
