@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from connectors.mqtt.topics import Topic, mistake
+from connectors.mqtt.topics import PLACE, Topic, mistake
 from connectors.options import MapsInFolder, TlsOptions
 from monitor.ports import SinkOptions, SourceOptions
 
@@ -130,7 +130,7 @@ class MqttProducerOptions(MqttConnectionOptions, SinkOptions):
     probe: ClassVar[str] = "connectors.mqtt.probe:probe_producer"
 
     topic: str
-    """Topic to write; `{stream}` stands for the stream's name, whose slashes are levels."""
+    """Topic to write, e.g. `monitor/alerts/{stream}`. The slashes of a stream's name are levels; what a topic cannot hold stands there as `%XX`."""
     client_id: str | None = Field(default=None, pattern=_CLIENT_ID)
     """Our name at the broker, and nobody else's; by default a new one for each connection."""
     delivery_timeout: float = Field(default=10.0, ge=0.5, le=600)
@@ -141,6 +141,10 @@ class MqttProducerOptions(MqttConnectionOptions, SinkOptions):
     def _topic(cls, value: str) -> str:
         if wrong := mistake(value) or ("a sink writes to no wildcards" if Topic(value).has_wildcards else None):
             raise ValueError(f"{value!r} is no MQTT topic: {wrong}")
+        if PLACE in value and not value.endswith(f"/{PLACE}"):
+            raise ValueError(f"{value!r}: what is written to ends in /{PLACE}, since the slashes of a stream's name are levels")
+        if value.startswith("$"):
+            raise ValueError(f"{value!r}: topics that begin with $ belong to the broker")
         return value
 
 
@@ -150,13 +154,28 @@ class MqttSinkOptions(MqttProducerOptions):
     implementation: ClassVar[str] = "connectors.mqtt.sink:MqttSink"
 
     maps: MapsInFolder | None = None
-    """Where maps beyond 64 KiB go: `{ path = "var/maps" }`; by default they are halved until they fit."""
+    """Where maps beyond 64 KiB go: `{ path = "var/maps" }`; by default they are halved until they fit. No topic: a broker keeps nothing
+    that could be followed there later."""
+
+    @field_validator("maps", mode="before")
+    @classmethod
+    def _maps(cls, value: object) -> object:
+        if isinstance(value, dict) and "topic" in value:
+            raise ValueError("an MQTT topic keeps no maps that could be followed later: give a folder, { path = ... }, or leave them inline")
+        return value
 
 
 class MqttDeadLetterOptions(MqttProducerOptions):
-    """Messages that could not be scored, byte for byte, with their key and headers and why."""
+    """Messages that could not be scored, byte for byte, with their key and headers and why. MQTT 5 only; it holds until somebody has subscribed."""
 
     implementation: ClassVar[str] = "connectors.mqtt.dead_letter:MqttDeadLetter"
 
     spill: Path = Path("var/dead_letter")
     """Folder for payloads beyond `max_bytes`."""
+
+    @field_validator("protocol")
+    @classmethod
+    def _protocol(cls, value: str) -> str:
+        if value != "5":
+            raise ValueError("a dead letter needs MQTT 5: 3.1.1 carries no headers, and does not tell when nobody has subscribed; or use kind folder")
+        return value

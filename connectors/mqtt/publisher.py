@@ -1,0 +1,201 @@
+"""Messages with QoS 1, each confirmed by the broker. Blocking: for a worker thread, one call at a time."""
+
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from connectors.mqtt.connection import Connection
+from connectors.mqtt.options import MqttProducerOptions
+from connectors.shrinking import Refused, Shrink, Shrinking
+from monitor.errors import ConfigError, Disconnected
+
+_LONGEST_PACKET = 268_435_455
+"""Bytes behind the fixed header (MQTT 5.0, 2.1.4)."""
+_FIXED_HEADER = 5
+_MOST_OUT = 65_535
+_SLICE = 0.2
+"""Seconds after which a wait looks whether the publisher was closed."""
+_CLOSE = 1.0
+"""Seconds that closing waits for a `send` that hangs."""
+_TRIES = 3
+"""How often the connection may end upon one message, larger than any that was taken, before that counts as the broker's answer."""
+
+# PUBACK reason codes (MQTT 5.0, 3.4.2.1).
+_NO_SUBSCRIBER = 0x10
+_FAILED = 0x80
+_NOT_AUTHORISED = 0x87
+_NEVER = (0x90, 0x99)  # topic name invalid, payload format invalid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """`content_type` and `headers` (the user properties) are sent in MQTT 5 only."""
+
+    topic: str
+    value: bytes
+    content_type: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The broker confirmed it. Not `heard`: nobody has subscribed, so it kept nothing (told by MQTT 5 only)."""
+
+    heard: bool
+
+
+class Publisher:
+    """Connects at the first `send`, after every failure, and after `keepalive` seconds without a `send`, until it is closed.
+
+    A connection that failed is never used again, so that what it still holds cannot be sent later, after what was sent anew.
+    """
+
+    def __init__(self, options: MqttProducerOptions) -> None:
+        self._options = options
+        self._connection: Connection | None = None
+        self._used = 0.0
+        self._closed = False
+        self._busy = threading.Lock()
+        self._shrinking = Shrinking[Record, Taken](self._send)
+        self._suspect: Record | None = None
+        self._ends = 0
+        """How often in a row the connection has ended upon the suspect."""
+
+    def send(self, records: Sequence[Record], shrink: Shrink[Record]) -> list[Taken | Refused]:
+        """All are confirmed or refused when it returns, in the order given; what is refused goes again as `shrink` says.
+
+        As many are out at once as the broker takes. Raises Disconnected where one may not have arrived.
+        """
+        with self._busy:
+            try:
+                return self._shrinking.send(records, shrink)
+            except Disconnected:
+                self._abandon(at_once=True)
+                raise
+            except ConfigError as error:  # a secret that could be read at start-up
+                self._abandon()
+                raise Disconnected(str(error), "not_authorised") from error
+            finally:
+                if self._closed:
+                    self._abandon()
+
+    def close(self) -> None:
+        """For good, within about _CLOSE. Any thread may call it: a `send` that hangs in another raises Disconnected."""
+        self._closed = True
+        if self._busy.acquire(timeout=_CLOSE):
+            try:
+                self._abandon()
+            finally:
+                self._busy.release()
+
+    def _send(self, records: Sequence[Record]) -> list[Taken | Refused]:
+        connection = self._connected()
+        window = min(getattr(connection.properties, "ReceiveMaximum", _MOST_OUT), _MOST_OUT)
+        longest = getattr(connection.properties, "MaximumPacketSize", _LONGEST_PACKET + _FIXED_HEADER)
+        outcomes: dict[int, Taken | Refused] = {}
+        out: dict[int, int] = {}  # packet id -> index
+        try:
+            for at, record in enumerate(records):
+                properties = self._properties(record)
+                if (size := _packet_size(record, properties)) > longest:
+                    outcomes[at] = Refused(f"a packet of {size} bytes, the broker takes at most {longest}")
+                    continue
+                while len(out) >= window:
+                    self._collect(connection, records, out, outcomes)
+                mid = connection.publish(record.topic, record.value, properties)
+                out[mid] = at
+            while out:
+                self._collect(connection, records, out, outcomes)
+        except Disconnected as error:
+            if error.cause != "lost" or not out or self._closed:
+                raise
+            outcomes[self._blamed(records, out, error)] = Refused(f"the broker ended the connection {_TRIES} times upon it: {error}")
+            self._abandon(at_once=True)
+        self._used = time.monotonic()
+        return [outcomes[at] for at in range(len(records))]
+
+    def _connected(self) -> Connection:
+        if self._connection is not None:
+            try:
+                if time.monotonic() - self._used < self._options.keepalive:
+                    self._connection.step(0)  # notices that the broker has gone meanwhile
+                else:
+                    self._abandon()
+            except Disconnected:
+                self._abandon()
+        if self._closed:
+            raise Disconnected("the sink is closed", "lost")
+        if self._connection is None:
+            self._connection = Connection(self._options, self._options.client_id or f"monitor-{uuid.uuid4().hex[:12]}")
+            self._connection.open()
+        return self._connection
+
+    def _collect(self, connection: Connection, records: Sequence[Record], out: dict[int, int], outcomes: dict[int, Taken | Refused]) -> None:
+        """Wait for the next answers, and move what they answer from `out` to `outcomes`."""
+        end = time.monotonic() + self._options.delivery_timeout
+        while not connection.confirmed:
+            if self._closed:
+                raise Disconnected("the sink is closed", "lost")
+            if time.monotonic() > end:
+                within = f"delivery_timeout = {self._options.delivery_timeout} s"
+                raise Disconnected(f"{self._options.url} has not confirmed {len(out)} messages within {within}", "timeout")
+            connection.step(_SLICE)
+        for mid, reason in connection.confirmed.items():
+            if mid in out:
+                at = out.pop(mid)
+                outcomes[at] = self._outcome(records[at], reason)
+                if records[at] == self._suspect:
+                    self._suspect = None
+        connection.confirmed.clear()
+
+    def _outcome(self, record: Record, reason: ReasonCode) -> Taken | Refused:
+        if reason.value < _FAILED:
+            return Taken(heard=reason.value != _NO_SUBSCRIBER)
+        if reason.value in _NEVER:
+            return Refused(f"topic {record.topic}: {reason}")
+        whom = "without a username" if self._options.username is None else f"as user {self._options.username!r}"
+        cause = "not_authorised" if reason.value == _NOT_AUTHORISED else "refused"
+        raise Disconnected(f"{self._options.url} does not take a message to {record.topic} {whom}: {reason}", cause)  # type: ignore[arg-type]
+
+    def _blamed(self, records: Sequence[Record], out: dict[int, int], error: Disconnected) -> int:
+        """The index of the record upon which the connection ended, when that happened often enough; else raises the error.
+
+        A broker answers in order, so that it is the first without an answer. It says nothing of the reason in MQTT 3.1.1, and
+        what Mosquitto says of its message_size_limit is no valid MQTT 5, upon which paho-mqtt 2.2 gives up.
+        """
+        at = min(out.values())
+        if len(records[at].value) <= self._shrinking.taken or at != len(records) - 1:
+            raise error
+        self._ends = self._ends + 1 if records[at] == self._suspect else 1
+        self._suspect = records[at]
+        if self._ends < _TRIES:
+            raise error
+        self._suspect = None
+        return at
+
+    def _properties(self, record: Record) -> Properties | None:
+        if self._options.protocol != "5":
+            return None
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        if record.content_type is not None:
+            properties.ContentType = record.content_type
+        if record.headers:
+            properties.UserProperty = list(record.headers)
+        return properties
+
+    def _abandon(self, *, at_once: bool = False) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close(at_once=at_once)
+
+
+def _packet_size(record: Record, properties: Properties | None) -> int:
+    """Bytes of its PUBLISH, at most four too many."""
+    beside = len(properties.pack()) if properties is not None else 0  # type: ignore[no-untyped-call]
+    return _FIXED_HEADER + 2 + len(record.topic.encode()) + 2 + beside + len(record.value)
