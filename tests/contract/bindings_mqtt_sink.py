@@ -1,0 +1,64 @@
+"""MQTT's sink and dead letter in the contract suites: topics of their own for each test, on the Mosquitto of the session."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paho.mqtt.client import MQTTMessage
+
+from connectors.mqtt.dead_letter import letter_of
+from connectors.mqtt.options import MqttDeadLetterOptions, MqttSinkOptions
+from contract.bindings import Letter, unspilled
+from kafka_plant import fresh
+from mqtt_reader import Reader
+
+
+class _Place:
+    def __init__(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+        self.broker = request.getfixturevalue("mosquitto")
+        self.prefix = fresh("contract")
+        self.folder = tmp_path
+        self.reader = Reader(self.broker, self.prefix)
+        request.addfinalizer(self.reader.close)
+
+
+class MqttSinkBinding(_Place):
+    ordered = True
+
+    def options(self, **more: Any) -> MqttSinkOptions:
+        return MqttSinkOptions(url=self.broker.url, topic=f"{self.prefix}/{{stream}}", **more)
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(message.payload) for message in self.reader.look()]
+
+
+class MqttDeadLetterBinding(_Place):
+    spills = True
+
+    def options(self, **more: Any) -> MqttDeadLetterOptions:
+        return MqttDeadLetterOptions(url=self.broker.url, topic=f"{self.prefix}/dead", spill=self.folder / "spill", **more)
+
+    def letters(self) -> list[Letter]:
+        return [_letter(message) for message in self.reader.look()]
+
+
+def _letter(message: MQTTMessage) -> Letter:
+    letter = letter_of(bytes(message.payload), getattr(message.properties, "UserProperty", ()))
+    why = {name: value.decode() for name, value in letter.headers if name.startswith("monitor-")}
+    spilled = "monitor-spilled" in why
+    return Letter(
+        source=why["monitor-source"],
+        topic=why["monitor-topic"],
+        position=why["monitor-position"],
+        payload=unspilled(json.loads(letter.value)) if spilled else letter.value,
+        key=letter.key,
+        headers=tuple((name, value) for name, value in letter.headers if not name.startswith("monitor-")),
+        reason=why["monitor-reason"],
+        error=why["monitor-error"],
+        spilled=spilled,
+    )
+
+
+SINKS = {"mqtt": MqttSinkBinding}
+DEAD_LETTERS = {"mqtt": MqttDeadLetterBinding}
