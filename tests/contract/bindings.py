@@ -38,6 +38,12 @@ class Record:
 class SourceBinding(Protocol):
     """`Binding(request, tmp_path)`. Messages are put with the kind's own Sender, read in order (one partition)."""
 
+    in_order: bool
+    """Whether the other side counts what is not acknowledged: a place is free again when all before it are settled."""
+    key: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    """A key and headers as hard as this kind carries them."""
+
     def options(self, **more: Any) -> SourceOptions: ...
 
 
@@ -82,13 +88,21 @@ class DeadLetterBinding(Protocol):
         ...
 
 
+class AnyBytes:
+    """Places come back in any order; keys and headers are bytes."""
+
+    in_order = False
+    key: bytes | None = b"press/\xff"
+    headers: tuple[tuple[str, bytes], ...] = (("content-type", b"image/png"), ("x", b"\xff\x00"), ("x", b"second"), ("empty", b""))
+
+
 class _Place:
     def __init__(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
         self.path = tmp_path / "place"
         self.channel = f"{request.node.nodeid} {tmp_path}"
 
 
-class FolderSourceBinding(_Place):
+class FolderSourceBinding(AnyBytes, _Place):
     def options(self, **more: Any) -> FolderSourceOptions:
         return FolderSourceOptions(path=self.path, poll=0.02, **more)
 
@@ -141,7 +155,7 @@ def unspilled(facts: dict[str, Any]) -> bytes:
     return payload
 
 
-class MemorySourceBinding(_Place):
+class MemorySourceBinding(AnyBytes, _Place):
     def options(self, **more: Any) -> MemorySourceOptions:
         return MemorySourceOptions(channel=self.channel, **more)
 

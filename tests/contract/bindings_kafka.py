@@ -8,7 +8,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from connectors.kafka.options import KafkaDeadLetterOptions, KafkaSinkOptions, KafkaSourceOptions
-from contract.bindings import Letter, unspilled
+from contract.bindings import AnyBytes, Letter, unspilled
 from kafka_plant import fresh, make_topic
 
 
@@ -39,7 +39,7 @@ class _Place:
             consumer.close()
 
 
-class KafkaSourceBinding(_Place):
+class KafkaSourceBinding(AnyBytes, _Place):
     def __init__(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
         super().__init__(request, tmp_path)
         self.group = fresh("contract")
