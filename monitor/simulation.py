@@ -1,0 +1,231 @@
+"""Seeded synthetic machines with planted faults, for the demo and the tests: parts as a camera sees them, hums as a microphone hears them.
+
+Nothing here was measured on a machine. What differs between good ones (place, turn, light, grain; speed, load, noise) is drawn
+from `random` alone, so that a seed gives the same parts again.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from monitor.types import FloatArray
+
+PartFault = Literal["scratch", "stain", "crack", "chip", "missing bolt", "wrong bolt"]
+HumFault = Literal["bearing", "imbalance", "leak", "rattle"]
+PART_FAULTS: tuple[PartFault, ...] = get_args(PartFault)
+HUM_FAULTS: tuple[HumFault, ...] = get_args(HumFault)
+
+BOLTS = 6
+CHANGED = 4 / 255
+"""A pixel belongs to a fault that changes one of its colours by more than this, in even light and without grain."""
+
+
+def _colour(red: float, green: float, blue: float) -> FloatArray:
+    return np.array((red, green, blue), np.float32)
+
+
+_STEEL, _BRASS, _BLACK, _HOLE = _colour(0.56, 0.58, 0.61), _colour(0.80, 0.62, 0.27), _colour(0.16, 0.16, 0.18), _colour(0.09, 0.09, 0.10)
+_TABLE, _RUST, _PLASTIC, _CRACK, _BARE = (
+    _colour(0.16, 0.24, 0.30),
+    _colour(0.34, 0.20, 0.10),
+    _colour(0.80, 0.16, 0.12),
+    _colour(0.12, 0.12, 0.12),
+    _colour(0.93, 0.93, 0.93),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """A flange on its table. image: (S, S, 3) uint8 RGB. mask: (S, S) bool, where the fault is; empty of a good one.
+
+    severity: from 0, hard to see, to 1, plain; 0 of a good one.
+    """
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    fault: PartFault | None
+    severity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Hum:
+    """A pump. waveform: (1, T) float32 in [-1, 1] at `rate` Hz. severity as of a Part."""
+
+    waveform: FloatArray
+    rate: int
+    fault: HumFault | None
+    severity: float
+
+
+def part(random: Generator, fault: PartFault | None = None, *, side: int = 192) -> Part:
+    """One flange with six bolts, a little shifted and turned, in a little other light, with the camera's grain."""
+    view = _View(random, side)
+    good = view.flange()
+    if fault is None:
+        return Part(image=view.exposed(good, random), mask=np.zeros((side, side), np.bool_), fault=None, severity=0.0)
+    severity = 1.0 if fault == "missing bolt" else random.uniform()
+    seen = view.faulty(good, fault, severity, random)
+    mask = np.abs(seen - good).max(axis=2) > CHANGED
+    return Part(image=view.exposed(seen, random), mask=mask, fault=fault, severity=severity)
+
+
+def line(random: Generator, count: int, faulty: int) -> list[PartFault | None]:
+    """What a line makes of `count` parts: `faulty` of them, anywhere, have a fault, each kind as often as the others."""
+    kinds = [PART_FAULTS[index % len(PART_FAULTS)] for index in range(faulty)]
+    made: list[PartFault | None] = [*kinds, *[None] * (count - faulty)]
+    return [made[place] for place in random.permutation(count)]
+
+
+class _View:
+    """How one part lies before the camera. Lengths are shares of the picture's side, (0, 0) is the middle of the part."""
+
+    def __init__(self, random: Generator, side: int) -> None:
+        self.side = side
+        turn = math.radians(random.uniform(-1, 1))
+        right, low = (random.uniform(-0.006, 0.006) for _ in range(2))
+        rows, columns = (((axis + 0.5) / side - 0.5).astype(np.float32) for axis in np.mgrid[:side, :side])
+        across, down = columns - right, rows - low
+        self.x = across * math.cos(turn) + down * math.sin(turn)
+        self.y = down * math.cos(turn) - across * math.sin(turn)
+        self.radius = np.hypot(self.x, self.y)
+        self.angle = np.arctan2(self.y, self.x)
+        sixth = 2 * math.pi / BOLTS
+        nearest = np.round(self.angle / sixth)
+        self.bolt = np.mod(nearest, BOLTS)  # (S, S): the number of the nearest bolt
+        folded = self.angle - sixth * nearest  # all bolts are drawn as one: x, y from the middle of the nearest
+        self.bolt_x, self.bolt_y = self.radius * np.cos(folded) - 0.32, self.radius * np.sin(folded)
+        self.table = _TABLE + 0.012 * np.sin(80 * rows)[..., None]  # ribs of the belt
+        slope_x, slope_y = (random.uniform(-0.12, 0.12) for _ in range(2))
+        self.light = random.uniform(0.95, 1.05) * (1 + slope_x * self.x + slope_y * self.y)
+
+    def flange(self) -> FloatArray:
+        """(S, S, 3) in [0, 1], in even light."""
+        shadow = self._edge(np.hypot(self.x - 0.012, self.y - 0.016) - 0.43, soft=0.03)
+        scene = self.table * (1 - 0.45 * shadow)[..., None]
+        turned = (0.05 * np.cos(2 * (self.angle - 0.6)) + 0.015 * np.sin(260 * self.radius))[..., None]  # on a lathe
+        scene = _over(scene, _STEEL + turned, self._edge(self.radius - 0.415))
+        scene = _over(scene, _STEEL * 0.72, self._edge(abs(self.radius - 0.225) - 0.006))
+        scene = _over(scene, _STEEL * 1.18 + turned, self._edge(self.radius - 0.185))
+        scene = _over(scene, _HOLE, self._edge(self.radius - 0.105))
+        scene = _over(scene, _STEEL * 0.6, self._edge(np.hypot(self.bolt_x, self.bolt_y) - 0.060))
+        return self._bolted(scene, _BRASS)
+
+    def faulty(self, good: FloatArray, fault: PartFault, severity: float, random: Generator) -> FloatArray:
+        """The same with a fault."""
+        if fault in ("missing bolt", "wrong bolt"):
+            here = (self.bolt == random.integers(BOLTS))[..., None]
+            socket = np.broadcast_to(_STEEL * 0.6, good.shape)
+            if fault == "missing bolt":
+                other = _over(socket, _HOLE, self._edge(np.hypot(self.bolt_x, self.bolt_y) - 0.030))
+            else:
+                black = 0.4 + 0.6 * severity
+                other = self._bolted(socket, (1 - black) * _BRASS + black * _BLACK)
+            return _over(good, other, self._edge(np.hypot(self.bolt_x, self.bolt_y) - 0.055) * here[..., 0])
+        where, toward = (random.uniform(0, 2 * math.pi) for _ in range(2))
+        away = random.uniform(0.24, 0.36)
+        x, y = away * math.cos(where), away * math.sin(where)
+        if fault == "scratch":
+            shape = self._stroke(x, y, toward, 0.10 + 0.18 * severity, 0.005 + 0.009 * severity, 0.25, random)
+            return _over(good, _BARE, shape * (0.4 + 0.6 * severity))
+        if fault == "crack":
+            x, y = 0.19 * math.cos(where), 0.19 * math.sin(where)
+            shape = self._stroke(x, y, where, 0.10 + 0.13 * severity, 0.005 + 0.010 * severity, 0.4, random)
+            return _over(good, _CRACK, shape * (0.5 + 0.5 * severity))
+        if fault == "chip":
+            across, down = (random.uniform(0.6, 1.4) * (0.014 + 0.026 * severity) for _ in range(2))
+            return _over(good, _PLASTIC, self._patch(x, y, toward, across, down))
+        across, down = (random.uniform(0.7, 1.3) * (0.03 + 0.05 * severity) for _ in range(2))
+        soft = _floats(cv2.GaussianBlur(self._patch(x, y, toward, across, down), (0, 0), 0.012 * self.side))
+        return _over(good, _RUST, soft * (0.35 + 0.55 * severity))
+
+    def exposed(self, scene: FloatArray, random: Generator) -> NDArray[np.uint8]:
+        """In this view's light, with grain, as 8 bit."""
+        grain = 0.008 * random.standard_normal(scene.shape, np.float32)
+        return np.asarray(np.clip(scene * self.light[..., None] + grain, 0, 1) * 255 + 0.5, np.uint8)
+
+    def _bolted(self, scene: FloatArray, metal: FloatArray) -> FloatArray:
+        sides = [self.bolt_x * math.cos(turn) + self.bolt_y * math.sin(turn) for turn in (0, math.pi / 3, 2 * math.pi / 3)]
+        scene = _over(scene, metal, self._edge(np.abs(sides).max(axis=0) - 0.046))
+        return _over(scene, metal * 1.2, self._edge(np.hypot(self.bolt_x, self.bolt_y) - 0.026))
+
+    def _edge(self, distance: FloatArray, soft: float = 0.0) -> FloatArray:
+        """(S, S), below 0 inside -> how much of each pixel is covered, from 1 to 0 within a pixel and a half, or `soft`."""
+        return _floats(np.clip(0.5 - distance / max(1.5 / self.side, soft), 0, 1))
+
+    def _patch(self, x: float, y: float, turn: float, across: float, down: float) -> FloatArray:
+        """An ellipse."""
+        along = (self.x - x) * math.cos(turn) + (self.y - y) * math.sin(turn)
+        aside = (self.y - y) * math.cos(turn) - (self.x - x) * math.sin(turn)
+        return self._edge(_floats(np.hypot(along / across, aside / down) - 1) * min(across, down))
+
+    def _stroke(self, x: float, y: float, toward: float, length: float, width: float, bend: float, random: Generator) -> FloatArray:  # noqa: PLR0917
+        """A line of eight pieces that bends as it goes."""
+        shape = np.zeros_like(self.x)
+        for _ in range(8):
+            toward += random.normal(0, bend)
+            right, low = length / 8 * math.cos(toward), length / 8 * math.sin(toward)
+            share = np.clip(((self.x - x) * right + (self.y - y) * low) / (right**2 + low**2), 0, 1)
+            shape = np.maximum(shape, self._edge(np.hypot(self.x - x - share * right, self.y - y - share * low) - width / 2))
+            x, y = x + right, y + low
+        return _floats(shape)
+
+
+def _over(scene: FloatArray, colour: FloatArray, coverage: FloatArray) -> FloatArray:
+    """`colour`, (3,) or (S, S, 3), over the scene where `coverage` (S, S) in [0, 1] says."""
+    return _floats(scene + coverage[..., None] * (colour - scene))
+
+
+def _floats(array: Any) -> FloatArray:
+    return np.asarray(array, np.float32)
+
+
+def hum(random: Generator, fault: HumFault | None = None, *, seconds: float = 2.0, rate: int = 16000) -> Hum:
+    """One pump at about 24.5 turns a second with five vanes: lines of both, over the noise of what it pumps.
+
+    bearing: clicks that ring at 3.4 kHz, 3.57 in a turn. imbalance: the line of the turns is loud. leak: hiss above 4 kHz.
+    rattle: a few bursts at 1.9 kHz, anywhere.
+    """
+    count = round(seconds * rate)
+    speed = random.uniform(24.2, 24.8) + np.interp(np.linspace(0, 7, count), np.arange(8), random.uniform(-0.05, 0.05, 8))
+    turns = np.cumsum(speed) / rate  # (T,)
+    load = random.uniform(0.85, 1.15)
+    noise = random.normal(size=count)
+    sound = 0.02 * load * _band(noise, rate, 50, 1500) + 0.004 * noise
+    for times, strength in ((1, 0.03), (2, 0.015), (5, 0.06), (10, 0.03), (15, 0.015), (20, 0.008)):
+        sound += strength * load * np.sin(2 * np.pi * (times * turns + random.uniform()))
+    severity = 0.0
+    if fault is not None:
+        severity = random.uniform()
+        sound += (0.35 + 0.65 * severity) * _fault_sound(fault, turns, rate, random)
+    return Hum(waveform=_floats(np.clip(sound, -1, 1))[None], rate=rate, fault=fault, severity=severity)
+
+
+def _fault_sound(fault: HumFault, turns: NDArray[np.float64], rate: int, random: Generator) -> NDArray[np.float64]:
+    """(T,), of a plain fault."""
+    count = len(turns)
+    if fault == "imbalance":
+        return np.asarray(0.25 * np.sin(2 * np.pi * turns) + 0.04 * np.sin(4 * np.pi * turns))
+    if fault == "leak":
+        return 0.04 * _band(random.normal(size=count), rate, 4000, 0.49 * rate)
+    if fault == "bearing":
+        places, pitch, decay = np.flatnonzero(np.diff(np.floor(3.57 * turns)) > 0), 3400.0, 0.002
+    else:
+        places, pitch, decay = random.integers(0, count, max(2, round(3 * count / rate))), 1900.0, 0.03
+    hits = np.zeros(count)
+    hits[places] = random.uniform(0.7, 1.3, len(places))
+    time = np.arange(round(6 * decay * rate)) / rate
+    return np.convolve(hits, 0.35 * np.exp(-time / decay) * np.sin(2 * np.pi * pitch * time))[:count]
+
+
+def _band(noise: NDArray[np.float64], rate: int, low: float, high: float) -> NDArray[np.float64]:
+    """What lies between two frequencies in hertz, brought to a standard deviation of 1."""
+    spectrum = np.fft.rfft(noise)
+    frequencies = np.fft.rfftfreq(len(noise), 1 / rate)
+    spectrum[(frequencies < low) | (frequencies > high)] = 0
+    band = np.fft.irfft(spectrum, len(noise))
+    return np.asarray(band / band.std())
