@@ -88,6 +88,9 @@ class _Reader:
         letters = self._table(tables, "dead_letter") or {"kind": "folder", "path": "var/dead_letter"}
         dead_letter = self._options("dead_letters", SinkOptions, "dead_letter", letters)
         self._topology(written["sources"], written["detectors"], written["sinks"])
+        parts: dict[str, Options | None] = {f"sources.{name}": options for name, options in sources.items()}
+        parts |= {f"sinks.{name}": None if sink is None else sink.options for name, sink in sinks.items()}
+        self._sole({**parts, "dead_letter": dead_letter})
         if self.mistakes:
             return None
         return Settings(
@@ -100,6 +103,14 @@ class _Reader:
             sinks={name: _present(sink) for name, sink in sinks.items()},
             dead_letter=_present(dead_letter),
         )
+
+    def _sole(self, parts: Mapping[str, Options | None]) -> None:
+        """What only one may have at a time: two would drive each other out for ever."""
+        owners: dict[str, str] = {}
+        for at, options in parts.items():
+            what = options.sole if options is not None else None
+            if what is not None and owners.setdefault(what, at) != at:
+                self.mistakes.append(f"{at}: {what} is taken by {owners[what]}; only one may have it")
 
     def inline_secrets(self, written: Mapping[str, Any], overlaid: Mapping[str, Any]) -> None:
         """Note every secret that stands in the file itself, and take it out of what is validated."""

@@ -35,6 +35,11 @@ class Options(BaseModel):
         file: Path | None = getattr(self, f"{name}_file", None)
         return None if file is None else file.read_text().rstrip("\r\n")
 
+    @property
+    def sole(self) -> str | None:
+        """What the other side lets only one have at a time, in words (MQTT: a client id); None where there is nothing such."""
+        return None
+
 
 class SourceOptions(Options):
     """What every source takes."""
@@ -55,6 +60,11 @@ class SourceOptions(Options):
     """A stream of this source from which nothing has come for longer is a health event; so is a source from which nothing comes at all."""
     max_age: float | None = Field(default=None, gt=0)
     """A sample captured longer ago is not scored: it is counted, settled and named in a health event. Without it, age does not matter."""
+
+    @property
+    def stock_window(self) -> int | None:
+        """Unsettled messages that a stock broker hands out at most, where the protocol does not let us say it; else None."""
+        return None
 
 
 class SinkOptions(Options):

@@ -60,6 +60,11 @@ class MqttConnectionOptions(TlsOptions):
         return self
 
     @property
+    def sole(self) -> str | None:
+        name = getattr(self, "client_id", None)
+        return None if name is None else f"client_id {name!r} at {self.host}:{self.port}"
+
+    @property
     def tls(self) -> bool:
         return urlsplit(self.url).scheme == "mqtts"
 

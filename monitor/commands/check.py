@@ -65,6 +65,11 @@ def _warn(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
         places = sum(settings.sources[source].max_in_flight for source in detector.inputs)
         if detector.max_batch_size > places:
             say("warning", f"{at}.max_batch_size", f"{detector.max_batch_size} never fill: its sources hand out {places} messages at most")
+        for source in detector.inputs:
+            window = settings.sources[source].stock_window
+            if window is not None and detector.max_batch_size > window:
+                text = f"{detector.max_batch_size} never fill from sources.{source}: with its protocol a stock broker hands out {window}"
+                say("warning", f"{at}.max_batch_size", f"{text} unsettled messages at most")
         try:
             version = store.current(name)
             if version is None:

@@ -204,3 +204,15 @@ def test_tracing_without_its_packages_names_what_to_install(tmp_path, monkeypatc
 def test_equal_files_are_equal_settings(tmp_path):
     assert load(tmp_path, GOOD) == load(tmp_path, GOOD)
     assert load(tmp_path, GOOD) != load(tmp_path, GOOD, MONITOR__DETECTORS__BOTTLE__MAX_WAIT="1")
+
+
+def test_what_only_one_may_have_is_refused_to_the_second(tmp_path):
+    mqtt = GOOD.replace('kind = "kafka"\nbootstrap_servers = "127.0.0.1:9092"', 'kind = "mqtt"\nurl = "mqtt://127.0.0.1"\nclient_id = "one"')
+    mqtt = (
+        mqtt.replace('group_id = "monitor"\n', "") + '[dead_letter]\nkind = "mqtt"\nurl = "mqtt://127.0.0.1:1883"\ntopic = "bad"\nclient_id = "{}"\n'
+    )
+
+    assert mistakes(tmp_path, mqtt.format("one")) == [
+        "dead_letter: client_id 'one' at 127.0.0.1:1883 is taken by sources.cameras; only one may have it"
+    ]
+    load(tmp_path, mqtt.format("two"))
