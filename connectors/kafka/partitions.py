@@ -84,6 +84,11 @@ class Partitions:
             self._change.notify_all()
 
     @property
+    def taken(self) -> int:
+        """Messages that are read and not settled."""
+        return self._taken
+
+    @property
     def full(self) -> bool:
         return self._taken >= self._places
 

@@ -30,6 +30,7 @@ from kafka.errors import (
 
 from connectors.kafka.connection import client_arguments, disconnected, is_connected
 from connectors.kafka.diagnosis import check
+from connectors.kafka.lag import Lag
 from connectors.kafka.options import KafkaSourceOptions
 from connectors.kafka.partitions import Listener, Partition, Partitions, next_offsets
 from monitor.errors import Backoff, ConfigError, Disconnected
@@ -68,6 +69,7 @@ class KafkaSource:
         """The cause that was reported last; None while connected."""
         self._corrupt_said: dict[tuple[str | None, int | None, int | None], float] = {}
         self._committing: dict[TopicPartition, tuple[Partition, int]] = {}
+        self._lag = Lag()
 
     async def __aenter__(self) -> Self:
         if find_spec("crc32c") is None:
@@ -94,6 +96,10 @@ class KafkaSource:
         self._stopping = True
         if self._thread is not None:
             self._send.close()
+
+    def lag(self) -> int | None:
+        unread = self._lag.unread
+        return None if unread is None else unread + self._partitions.taken
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
         async for group in self._received:
@@ -146,6 +152,7 @@ class KafkaSource:
             max_partition_fetch_bytes=options.max_partition_fetch_bytes,
             metadata_max_age_ms=int(1000 * options.metadata_max_age),
         )
+        self._lag = Lag()
         try:
             self._know_topics(consumer)
             listener = Listener(consumer, self._partitions, self._context, drain=options.drain, closing=self._closing)
@@ -199,6 +206,7 @@ class KafkaSource:
                 self._hand_over(consumer, records)
             if is_connected(consumer):
                 connected = now
+                self._lag.look(consumer, holding=not free)
                 if records or now - started > _STEADY:
                     backoff.reset()
                     self._report_back()

@@ -143,6 +143,23 @@ async def test_stop_ends_the_iteration_and_what_is_out_is_still_settled(kafka: B
         await until(lambda: committed(kafka, options.group_id, topic) == 20)
 
 
+async def test_its_lag_is_what_is_not_settled_wherever_it_lies(kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connectors.kafka.lag._ASK_EVERY", 0.1)
+    topic = make_topic(kafka, "lag", 2)
+    for partition in (0, 1):
+        produce(kafka, topic, payloads(5), partition=partition)
+    async with reading(source_options(kafka, topic, max_in_flight=4)) as (source, deliveries):
+        out = await take(deliveries, 4)
+        await until(lambda: source.lag() == 10)
+        produce(kafka, topic, payloads(3), partition=0)  # while all places are taken and nothing is fetched
+        await until(lambda: source.lag() == 13)
+        for delivery in out:
+            delivery.settle()
+        await until(lambda: source.lag() == 9)
+        await take(deliveries, 9, settle=True)
+        await until(lambda: source.lag() == 0)
+
+
 async def test_nothing_is_lost_between_latest_and_earliest(kafka: Broker) -> None:
     """A new group gets what was there before it; with latest, only what comes after."""
     topic = make_topic(kafka, "reset")
