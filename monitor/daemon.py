@@ -93,8 +93,6 @@ class Daemon:
         return address
 
     def _say_ready(self, api: str | None) -> None:
-        if self._draining:
-            return
         self._watch.phase = "serving"
         self._notifier.ready()
         holding = [name for pipeline in self._running for name in pipeline.holding]

@@ -34,7 +34,7 @@ class Notifier:
 
     def stopping(self, seconds: float) -> None:
         """It may take so long, whatever the manager's own limit is."""
-        self._tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(1e6 * seconds)}")
+        self._tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(1e6 * seconds)}", "STATUS=draining")
 
     def alive(self) -> None:
         if self.watchdog is not None:

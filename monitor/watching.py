@@ -34,7 +34,9 @@ class Watch:
 
     def troubles(self) -> list[str]:
         """Why the daemon is not ready; empty when it is."""
-        phase = {"starting": ["starting: models are being loaded"], "serving": [], "draining": ["draining"]}[self.phase]
+        if self.phase == "starting":
+            return ["starting: models are being loaded"]
+        phase = ["draining"] if self.phase == "draining" else []
         parts = dict.fromkeys(trouble for pipeline in self._pipelines for trouble in pipeline.troubles())  # parts may share a sink
         return [*phase, *parts]
 
