@@ -12,7 +12,7 @@ from typing import Any
 
 from monitor.errors import ConfigError, MonitorError
 
-EVENTS = ("monitor.alert.v1", "monitor.score.v1")
+EVENTS = ("monitor.alert.v1", "monitor.score.v1", "monitor.health.v1")
 HELP = "subscribe to a sink's topic and print events"
 EXAMPLE = """\
 example:
@@ -53,7 +53,7 @@ def execute(arguments: argparse.Namespace) -> int:
                 if str(event.get("type")) not in EVENTS:
                     print(f"# no event of ours: {json.dumps(event)[:200]}", file=sys.stderr, flush=True)
                     continue
-                print(json.dumps(event) if arguments.json_lines else _line(event), flush=True)
+                print(json.dumps(event) if arguments.json_lines else line_of(event), flush=True)
                 if arguments.maps is not None:
                     await save(receiver, event)
 
@@ -83,9 +83,11 @@ def _file_name(event_id: str) -> str:
     return f"{name}-{hashlib.sha256(event_id.encode()).hexdigest()[:8]}.png"
 
 
-def _line(event: Mapping[str, Any]) -> str:
-    """One event for a person: when, which stream, how strange, where."""
+def line_of(event: Mapping[str, Any]) -> str:
+    """One event for a person: when, which stream, how strange, where; of a health event, what happened to whom."""
     data = event["data"]
+    if event["type"] == "monitor.health.v1":
+        return _health_line(event, data)
     where = "; ".join(f"{region['width']}x{region['height']} at ({region['x']}, {region['y']})" for region in data.get("regions", [])[:3])
     more = len(data.get("regions", [])) - 3
     kind = str(event["type"]).split(".")[1]
@@ -96,3 +98,10 @@ def _line(event: Mapping[str, Any]) -> str:
         + (f" where: {where}" if where else "")
         + (f" and {more} more" if more > 0 else "")
     )
+
+
+def _health_line(event: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    facts = {name: value for name, value in data.items() if name not in ("what", "level", "facts", "ends")} | data["facts"]
+    said = ", ".join(f"{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in facts.items())
+    ends = f" (ends {', '.join(data['ends'])})" if data["ends"] else ""
+    return f"{event['time']} health {event['subject']} {data['level']}: {data['what']}{ends} {said}"

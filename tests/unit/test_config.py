@@ -6,6 +6,7 @@ import pytest
 
 from monitor.config import load_settings
 from monitor.errors import ConfigError
+from monitor.topology import pipelines
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,3 +217,25 @@ def test_what_only_one_may_have_is_refused_to_the_second(tmp_path):
         "dead_letter: client_id 'one' at 127.0.0.1:1883 is taken by sources.cameras; only one may have it"
     ]
     load(tmp_path, mqtt.format("two"))
+
+
+def test_a_sink_for_health_hears_of_every_part_whatever_its_inputs(tmp_path):
+    second = GOOD.replace("cameras", "scanners").replace("bottle", "lid").split("[sinks")[0]
+    office = '[sinks.office]\nkind = "folder"\npath = "office"\ninputs = ["lid"]\nevents = ["health"]\n'
+    settings = load(tmp_path, GOOD.replace("[sinks.alerts]", '[sinks.alerts]\ninputs = ["bottle"]') + second + office)
+    sinks = {part.name: {name: sink.takes_from(part.detectors) for name, sink in part.sinks.items()} for part in pipelines(settings)}
+
+    assert sinks == {"bottle": {"alerts": True, "office": False}, "lid": {"office": False}}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("expect_every = 0", "sources.cameras.expect_every: Input should be greater than 0"),
+        ("max_age = -1.0", "sources.cameras.max_age: Input should be greater than 0"),
+        ("expected_every = 5.0", "sources.cameras.expected_every: unknown key; did you mean expect_every?"),
+    ],
+)
+def test_times_of_a_source_are_above_nothing(tmp_path, line, told):
+    found = mistakes(tmp_path, GOOD.replace('group_id = "monitor"', f'group_id = "monitor"\n{line}'))
+    assert [mistake[: len(told)] for mistake in found] == [told]

@@ -1,0 +1,222 @@
+"""Health events: made of what is reported, sent beside the flow, lost rather than in its way."""
+
+import itertools
+import threading
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from connectors.memory.channel import channel
+from connectors.memory.options import MemorySinkOptions
+from monitor import health as module
+from monitor.commands.listen import line_of
+from monitor.health import Health
+from monitor.publishing import Outlet
+from monitor.settings import SinkSettings
+from monitor.telemetry import HAPPENINGS, HEALTH, Telemetry
+from unit.test_pipeline import Line, picture, positions, until
+from unit.test_schema import validator
+
+pytestmark = pytest.mark.anyio
+numbers = itertools.count()
+
+
+class Site:
+    """A few sinks for health events only."""
+
+    def __init__(self, sinks: int = 1) -> None:
+        self.telemetry = Telemetry()
+        self.health = Health(site="plant", telemetry=self.telemetry)
+        self.heard = self.telemetry.heard_by(self.health.hear)
+        self.channels = [channel(f"health {next(numbers)}") for _ in range(sinks)]
+        self.outlets = [
+            Outlet(f"sink{number}", MemorySinkOptions(channel=channel.name), ["health"], self.heard) for number, channel in enumerate(self.channels)
+        ]
+        for outlet in self.outlets:
+            self.health.tell(outlet, open_it=True)
+
+    @property
+    def events(self):
+        return self.channels[0].events
+
+    def what(self, sink: int = 0) -> list[str]:
+        return [event["data"]["what"] for event in self.channels[sink].events]
+
+
+@asynccontextmanager
+async def running(site: Site):
+    with anyio.fail_after(60):
+        async with site.health.running():
+            yield
+
+
+def test_every_health_event_is_a_happening_and_so_is_what_it_ends():
+    assert HEALTH.keys() <= HAPPENINGS.keys()
+    assert {name for ends in HEALTH.values() for name in ends} <= HEALTH.keys()
+
+
+async def test_an_event_says_what_happened_to_whom_and_satisfies_its_schema():
+    site = Site()
+    async with running(site):
+        site.heard.report("source_disconnected", source="cameras", cause="refused", error="127.0.0.1:9092: refused")
+        site.heard.report("stream_silent", source="cameras", stream="press/7", silent_for=6.5, expect_every=5.0)
+        site.heard.report("offsets_gone", source="cameras", topic="press", partition=3, missing=17, going_on_from=99)
+        site.heard.report("draining", grace=1.0)  # no health event
+        await until(lambda: len(site.events) == 3)
+    for event in site.events:
+        validator("monitor.health.v1.json").validate(event)
+    lost, silent, gone = site.events
+    assert (lost["source"], lost["subject"], lost["type"]) == ("/plant", "cameras", "monitor.health.v1")
+    assert lost["id"] == f"health:plant:cameras:source_disconnected:{lost['time']}"
+    assert lost["data"] == {
+        "what": "source_disconnected",
+        "level": "warning",
+        "source": "cameras",
+        "cause": "refused",
+        "error": "127.0.0.1:9092: refused",
+        "since": lost["time"],
+        "ends": [],
+        "facts": {},
+    }
+    assert (silent["subject"], silent["data"]["source"], silent["data"]["facts"]) == ("press/7", "cameras", {"silent_for": 6.5, "expect_every": 5.0})
+    assert "since" not in gone["data"], "it happened in a moment"
+    assert gone["data"]["facts"] == {"topic": "press", "partition": 3, "missing": 17, "going_on_from": 99}
+
+
+async def test_what_is_over_says_since_when_it_was_and_what_never_began_is_not_over():
+    site = Site()
+    async with running(site):
+        site.heard.report("model_loaded", detector="bottle", model_version="1")  # as at every start
+        site.heard.report("model_refused", detector="bottle", error="it does not repeat its scores")
+        site.heard.report("model_missing", detector="bottle", serving=None)
+        site.heard.report("model_loaded", detector="lid", model_version="2")
+        site.heard.report("model_loaded", detector="bottle", model_version="3")
+        site.heard.report("signal_frozen", source="cameras", stream="press/7", sample="1")
+        site.heard.report("signal_frozen", source="scanners", stream="press/7", sample="1")
+        site.heard.report("signal_restored", source="scanners", stream="press/7", sample="2")
+        await until(lambda: len(site.events) == 6)
+    refused, missing, loaded, *_, other, restored = site.events
+    assert site.what() == ["model_refused", "model_missing", "model_loaded", "signal_frozen", "signal_frozen", "signal_restored"]
+    assert (loaded["data"]["ends"], loaded["data"]["since"]) == (["model_missing", "model_refused"], refused["time"])
+    assert "serving" not in missing["data"]["facts"]
+    assert (restored["data"]["ends"], restored["data"]["since"], restored["data"]["source"]) == (["signal_frozen"], other["time"], "scanners")
+
+
+async def test_a_sink_that_is_away_gets_the_newest_and_the_others_get_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "MOST_WAITING", 5)
+    site = Site(sinks=2)
+    site.channels[1].away = True
+    async with running(site):
+        for number in range(20):
+            site.heard.report("offsets_gone", source="cameras", partition=number, missing=1)
+            await until(lambda number=number: site.what().count("offsets_gone") == number + 1)
+        await until(lambda: "sink_disconnected" in site.what())  # it is told through the one that works
+        site.channels[1].away = False
+        await until(lambda: site.what(1)[-1:] == ["sink_connected"])
+    dropped = site.telemetry.count("health_event_dropped", "full")
+    partitions = [event["data"]["facts"].get("partition") for event in site.channels[1].events if event["data"]["what"] == "offsets_gone"]
+    assert partitions[-4:] == [16, 17, 18, 19]
+    assert partitions[0] == 0, "the one in hand when it went away"
+    assert len(site.channels[1].events) + dropped == 20 + 2
+    assert dropped > 0
+    assert f"monitor_health_events_dropped_total {float(dropped)}\n".encode() in site.telemetry.exposition()
+
+
+async def test_listen_prints_it_for_a_person():
+    site = Site()
+    async with running(site):
+        site.heard.report("sample_too_old", source="cameras", age=12.5, max_age=10.0, count=3, streams=["press/7", "press/8"])
+        site.heard.report("samples_in_time", source="cameras", count=0, streams=[])
+        await until(lambda: len(site.events) == 2)
+    old, over = site.events
+    said = "source cameras, since {}, age 12.5, max_age 10.0, count 3, streams press/7 press/8"
+    assert line_of(old) == f"{old['time']} health cameras warning: sample_too_old {said.format(old['time'])}"
+    assert line_of(over).startswith(f"{over['time']} health cameras info: samples_in_time (ends sample_too_old) source cameras, since {old['time']}")
+
+
+async def test_what_a_sink_never_takes_is_counted_and_the_next_is_sent():
+    site = Site()
+    async with running(site):
+        site.heard.report("offsets_gone", source="cameras", error="x" * 2_000_000)
+        site.heard.report("offsets_gone", source="cameras", partition=2)
+        await until(lambda: len(site.events) == 1)
+    assert site.events[0]["data"]["facts"] == {"partition": 2}
+    assert site.telemetry.count("health_event_dropped", "rejected") == 1
+
+
+async def test_reported_from_any_thread():
+    site = Site()
+    async with running(site):
+        threads = [
+            threading.Thread(target=lambda: [site.heard.report("offsets_gone", source="cameras", partition=number) for number in range(50)])
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        await until(lambda: len(site.events) == 200)
+        for thread in threads:
+            thread.join()
+
+
+async def test_what_waits_at_the_end_is_still_sent(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LAST_SECONDS", 60.0)
+    site = Site()
+    async with running(site):
+        for number in range(20):
+            site.heard.report("offsets_gone", source="cameras", partition=number)
+    assert [event["data"]["facts"]["partition"] for event in site.events] == list(range(20))
+
+
+async def test_a_sink_that_is_away_does_not_hold_the_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LAST_SECONDS", 0.01)
+    site = Site()
+    site.channels[0].away = True
+    async with running(site):
+        site.heard.report("offsets_gone", source="cameras", missing=1)
+    assert site.events == []
+
+
+def with_sinks(line: Line, **sinks: SinkSettings) -> Line:
+    line.settings = replace(line.settings, sinks={**line.settings.sinks, **sinks})
+    return line
+
+
+async def test_a_health_sink_that_is_away_holds_nothing(tmp_path):
+    office = channel(f"{tmp_path} office")
+    office.away = True
+    line = with_sinks(Line(tmp_path), office=SinkSettings(inputs=(), events=("health",), options=MemorySinkOptions(channel=office.name)))
+    line.put(*(picture(number, defect=number == 3) for number in range(10)))
+    async with line.running() as pipeline:
+        await until(lambda: line.source.settled == positions(line.source))
+        assert list(pipeline.troubles()) == [], "and the daemon is ready"
+    assert line.ids("alert") == ["bottle0:cameras/press/3"]
+
+
+async def test_a_sink_for_alerts_that_is_away_is_told_through_the_one_that_works(tmp_path):
+    office = channel(f"{tmp_path} office")
+    line = with_sinks(Line(tmp_path), office=SinkSettings(events=("health",), options=MemorySinkOptions(channel=office.name)))
+    line.put(*(picture(number) for number in range(4)))
+    line.sink.away = True
+    async with line.running():
+        await until(lambda: any(event["data"]["what"] == "sink_disconnected" and event["subject"] == "all" for event in office.events))
+        assert line.source.settled == set()
+        line.sink.away = False
+        await until(lambda: line.source.settled == positions(line.source))
+        await until(lambda: office.events[-1]["data"]["what"] == "sink_connected")
+    assert [event["data"]["what"] for event in office.events] == ["sink_disconnected", "sink_connected"]
+
+
+async def test_a_detector_without_a_model_is_told_and_its_sink_takes_alerts_too(tmp_path):
+    line = Line(tmp_path, train_now=False)
+    line.settings = replace(line.settings, sinks={"all": SinkSettings(events=("alert", "health"), options=MemorySinkOptions(channel=line.sink.name))})
+    line.put(picture(0, defect=True))
+    async with line.running():
+        await until(lambda: line.sink.events)
+        line.train()
+        await until(lambda: len(line.sink.events) == 3)
+    health = [event["data"] for event in line.sink.events if event["type"] == "monitor.health.v1"]
+    assert [data["what"] for data in health] == ["model_missing", "model_loaded"]
+    assert health[0]["detector"] == "bottle0"
+    assert line.ids("alert") == ["bottle0:cameras/press/0"]
