@@ -152,6 +152,11 @@ def structured(event: Event, **more: Any) -> bytes:
     return json.dumps(attributes, allow_nan=False, separators=(",", ":")).encode()
 
 
+def trace_headers(event: Event) -> tuple[tuple[str, str], ...]:
+    """What stands beside the record too, for tools that follow a trace by headers."""
+    return (("traceparent", event.traceparent),) if event.traceparent else ()
+
+
 def read_event(raw: bytes, where: str) -> Mapping[str, Any]:
     """What a receiver makes of a record: the JSON object, whoever wrote it; `{"error": ...}` where there is none."""
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from connectors.cloudevents import STRUCTURED, encode
+from connectors.cloudevents import STRUCTURED, encode, trace_headers
 from connectors.kafka.options import KafkaSinkOptions, MapsInTopic
 from connectors.kafka.producer import Record
 from connectors.kafka.writer import KafkaWriter
@@ -35,7 +35,8 @@ class KafkaSink(KafkaWriter[KafkaSinkOptions]):
     def _record(self, event: Event) -> Record:
         """Raises Rejected for an event that is too large even without its map."""
         value = encode(event, max_bytes=self._options.max_bytes, place=self._place, report=self._context.report)
-        return Record(topic=self._options.topic, value=value, key=event.key.encode(), headers=CONTENT_TYPE)
+        headers = (*CONTENT_TYPE, *((name, said.encode()) for name, said in trace_headers(event)))
+        return Record(topic=self._options.topic, value=value, key=event.key.encode(), headers=headers)
 
     def _place_in_topic(self, event: Event, png: bytes) -> str:
         """A redelivery places its map again: retention clears the topic."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from connectors.cloudevents import STRUCTURED, encode
+from connectors.cloudevents import STRUCTURED, encode, trace_headers
 from connectors.maps import place_in
 from connectors.mqtt.options import MqttSinkOptions
 from connectors.mqtt.publisher import Record, Taken
@@ -32,7 +32,7 @@ class MqttSink(MqttWriter[MqttSinkOptions]):
     def _record(self, event: Event) -> Record:
         """Raises Rejected for an event that is too large even without its map."""
         value = encode(event, max_bytes=self._options.max_bytes, place=self._place, report=self._context.report)
-        return Record(topic=self._topic(event), value=value, content_type=STRUCTURED)
+        return Record(topic=self._topic(event), value=value, content_type=STRUCTURED, headers=trace_headers(event))
 
     def _offer(self, records: Sequence[Record], shrink: Shrink[Record]) -> list[Taken | Refused]:
         outcomes = self._publisher.send(records, shrink)
