@@ -45,7 +45,7 @@ class FakeOptions(Options):
     bf16_error: float = 0.0
     """Added to every score in bf16, which "auto" chooses when this is not 0."""
     sabotage: Path | None = None
-    """While this file exists the whole model is broken, as it says: nan, raise, or lost (the device)."""
+    """While this file exists the whole model is broken, as it says: nan, raise, lost (the device), or stall (until it is gone)."""
 
 
 class FakeDetector:
@@ -130,6 +130,8 @@ class FakeDetector:
         if self._options.sabotage is None or not self._options.sabotage.exists():
             return
         how = self._options.sabotage.read_text().strip()
+        while how == "stall" and self._options.sabotage.exists():
+            time.sleep(0.02)
         if how == "raise":
             raise RuntimeError("this model is broken")
         if how == "lost":
