@@ -81,7 +81,7 @@ class Health:
                     self._open.popitem(last=False)
         if HEALTH[what] and not ended:
             return None
-        subject = next(str(facts[name]) for name in _SUBJECTS if facts.get(name))
+        subject = next((str(facts[name]) for name in _SUBJECTS if facts.get(name)), self._site)
         more = {name: _plain(value) for name, value in facts.items() if name not in (*_SUBJECTS, *_WORDS) and value is not None}
         said = {name: str(facts[name]) for name in (*_SUBJECTS, *_WORDS) if facts.get(name)}
         data = HealthData(

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ DAY = 86_400.0
 class Folders:
     """A daemon that reads folders, and writes alerts and scores to one and health events to another."""
 
-    def __init__(self, install: Callable[..., Path], **source: Any) -> None:
+    def __init__(self, install: Callable[..., Path], *, more: Mapping[str, Mapping[str, Any]] | None = None, **source: Any) -> None:
         tables = {
             "daemon": {"site": "test", "state": "state.db", "grace": 20.0},
             "store": {"path": "models", "poll": 0.2},
@@ -26,6 +26,7 @@ class Folders:
             "sinks.alerts": {"kind": "folder", "path": "alerts", "events": ["alert", "score"]},
             "sinks.office": {"kind": "folder", "path": "office", "events": ["health"]},
             "sinks.away": {"kind": "kafka", "bootstrap_servers": f"127.0.0.1:{free_ports(1)[0]}", "topic": "health", "events": ["health"]},
+            **(more or {}),
         }
         self.configuration = install(tables)
         self._home = self.configuration.parent
@@ -87,6 +88,21 @@ def test_a_frozen_camera_is_told_and_its_samples_are_scored_and_alerted(install:
     (told,) = folders.health("signal_frozen")
     assert (told["stream"], told["level"], told["facts"]) == ("press/7", "warning", {"sample": "cameras/inbox/press/7/2.png"})
     assert folders.ids("alert") == {named(f"press/{camera}/{number}.png") for camera in (7, 8) for number in range(4)}
+
+
+def test_a_source_whose_broker_is_away_is_told_with_the_reason(install: Callable[..., Path]) -> None:
+    away = {"kind": "kafka", "bootstrap_servers": f"127.0.0.1:{free_ports(1)[0]}", "topics": ["images"], "group_id": "monitor"}
+    lid = {"kind": "fake", "inputs": ["scanners"], "options": MODEL}
+    folders = Folders(install, more={"sources.scanners": away, "detectors.lid": lid})
+    with Daemon(folders.configuration) as daemon:
+        daemon.start()
+        wait_until(lambda: folders.health("source_disconnected", cause="refused"), seconds=60, what=daemon.tail)
+        folders.put("press/7/0.png", picture("defect", 0))
+        wait_until(lambda: folders.ids("alert") == {named("press/7/0.png")}, seconds=60, what=daemon.tail)
+        daemon.drain()
+    told = folders.health("source_disconnected", cause="refused")[0]
+    assert (told["source"], told["ends"]) == ("scanners", [])
+    assert away["bootstrap_servers"] in told["error"]
 
 
 def test_samples_beyond_max_age_are_settled_and_told_but_not_scored(install: Callable[..., Path]) -> None:
