@@ -61,9 +61,10 @@ class Tracing:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        with anyio.move_on_after(_PATIENCE, shield=True):
+        with anyio.move_on_after(_PATIENCE, shield=True) as waiting:
             await anyio.to_thread.run_sync(self._provider.shutdown, abandon_on_cancel=True)
-        self._collector.shutdown()
+        if waiting.cancelled_caught:
+            self._collector.shutdown()  # ends the tries
 
     def received(self, delivery: Delivery) -> Callable[[], None]:
         """Begin the trace of a message; returns what settles the delivery and ends it."""
