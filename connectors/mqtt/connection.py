@@ -16,13 +16,14 @@ from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from connectors.mqtt.options import MqttConnectionOptions
+from connectors.mqtt.publish import Arrived, read_publish
 from connectors.tls import encrypted, reach, tls_context
 from monitor.errors import ConfigError, Disconnected
 
@@ -58,7 +59,7 @@ class Connection:
         self._granted: dict[int, list[ReasonCode]] = {}
         self._woken = False
         self._opened = False
-        self.messages: list[mqtt.MQTTMessage] = []
+        self.messages: list[Arrived] = []
         """What has arrived; taken out by the owner."""
         self.confirmed: dict[int, ReasonCode] = {}
         """The broker's word on what was published, by packet id; taken out by the owner."""
@@ -76,7 +77,7 @@ class Connection:
         self.client.on_connect = self._on_connect
         self.client.on_disconnect = self._on_disconnect
         self.client.on_subscribe = self._on_subscribe
-        self.client.on_message = self._on_message
+        self.client.arrived = self._on_arrived
         self.client.on_publish = self._on_publish
         more: dict[str, Any] = {}
         if self._v5:
@@ -203,7 +204,7 @@ class Connection:
     def _on_subscribe(self, _: object, __: object, mid: int, reasons: list[ReasonCode], ___: object) -> None:
         self._granted[mid] = reasons
 
-    def _on_message(self, _: object, __: object, message: mqtt.MQTTMessage) -> None:
+    def _on_arrived(self, message: Arrived) -> None:
         self.messages.append(message)
 
     def _on_publish(self, _: object, __: object, mid: int, reason: ReasonCode, ___: object) -> None:
@@ -278,10 +279,15 @@ class Connection:
 
 
 class _Client(mqtt.Client):
-    """The socket is opened by us: its failures then have a cause, and none is left half open."""
+    """The socket is opened by us: its failures then have a cause, and none is left half open. So is a PUBLISH read by us."""
 
     options: MqttConnectionOptions
     tls: ssl.SSLContext | None
+    arrived: Callable[[Arrived], None]
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        self.arrived(read_publish(self._in_packet["command"], self._in_packet["packet"], v5=self._protocol == mqtt.MQTTv5))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _create_socket(self) -> Any:
         where = self.options.host, self.options.port

@@ -57,7 +57,7 @@ def _dropped(connection: Connection) -> str | None:
     end = time.monotonic() + _ANSWER
     while not connection.messages and time.monotonic() < end:
         connection.step(end - time.monotonic())
-    text = bytes(connection.messages[0].payload) if connection.messages else b""
+    text = connection.messages[0].payload if connection.messages else b""
     if not text.isdigit() or int(text[:20]) == 0:
         return None
     return (

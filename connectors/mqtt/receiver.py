@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import anyio
 import anyio.to_thread
-from paho.mqtt.client import MQTTMessage
 
 from connectors.cloudevents import read_event
 from connectors.letters import read_letter
@@ -15,6 +14,7 @@ from connectors.maps import read_map
 from connectors.mqtt.connection import Connection
 from connectors.mqtt.dead_letter import letter_of
 from connectors.mqtt.options import MqttProducerOptions
+from connectors.mqtt.publish import Arrived
 from connectors.mqtt.topics import PLACE
 
 _POLL = 0.2
@@ -52,7 +52,7 @@ class MqttReceiver:
             self._connection.close()
             raise
 
-    def _poll(self) -> list[MQTTMessage]:
+    def _poll(self) -> list[Arrived]:
         self._connection.step(_POLL)
         messages, self._connection.messages = self._connection.messages, []
         for message in messages:
@@ -61,13 +61,13 @@ class MqttReceiver:
         return messages
 
 
-def _event(message: MQTTMessage) -> Mapping[str, Any]:
+def _event(message: Arrived) -> Mapping[str, Any]:
     """A sink's CloudEvent; of a dead letter, one with the `data` that a folder dead letter writes."""
     where = f"mqtt:{message.topic}"
-    properties: list[tuple[str, str]] = getattr(message.properties, "UserProperty", [])
+    properties = [(name, value.decode("utf-8", "replace")) for name, value in message.user_properties]
     if "monitor-source" not in dict(properties):
-        return read_event(bytes(message.payload), where)
+        return read_event(message.payload, where)
     try:
-        return read_letter(letter_of(bytes(message.payload), properties), where, time.time())
+        return read_letter(letter_of(message.payload, properties), where, time.time())
     except ValueError as error:
         return {"error": f"{where} is no dead letter: {error}"}

@@ -10,6 +10,9 @@ from hashlib import sha256
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from connectors.mqtt.publish import Arrived
+from connectors.mqtt.text import LONGEST, is_text
+
 Headers = Sequence[tuple[str, bytes]]
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._:~+=@-]{1,128}", re.ASCII)
@@ -17,11 +20,10 @@ _DIGEST = 32
 """Hexadecimal digits: 128 bits, so that no two of all messages of a plant share one by chance."""
 
 
-def headers(properties: Properties | None) -> tuple[tuple[str, bytes], ...]:
-    """The user properties in their order, then the content type as `content-type`; nothing in 3.1.1."""
-    said = [(name, value.encode()) for name, value in getattr(properties, "UserProperty", ())]
-    content_type = getattr(properties, "ContentType", None)
-    return (*said, ("content-type", content_type.encode())) if content_type else tuple(said)
+def headers(arrived: Arrived) -> tuple[tuple[str, bytes], ...]:
+    """The user properties, then the content type as `content-type`, which goes before a user property of that name."""
+    content_type = () if arrived.content_type is None else (("content-type", arrived.content_type),)
+    return (*arrived.user_properties, *content_type)
 
 
 def properties(headers: Headers) -> Properties:
@@ -76,6 +78,6 @@ def _text(name: str, value: bytes) -> str:
         text = value.decode()
     except UnicodeDecodeError:
         raise ValueError(f"header {name!a} is not UTF-8: {value[:40]!r}; MQTT carries text only") from None
-    if "\0" in text or len(value) > 65_535:
-        raise ValueError(f"header {name!a} holds a zero byte or is longer than 65535 bytes")
+    if not is_text(text):
+        raise ValueError(f"header {name!a} holds control characters or is longer than {LONGEST} bytes, which MQTT does not carry")
     return text

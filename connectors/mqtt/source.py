@@ -14,11 +14,11 @@ from typing import Self
 
 import anyio
 import anyio.to_thread
-from paho.mqtt.client import MQTTMessage
 
 from connectors.mqtt import records
 from connectors.mqtt.connection import Connection, credentials
 from connectors.mqtt.options import MqttSourceOptions
+from connectors.mqtt.publish import Arrived
 from connectors.mqtt.window import Window
 from connectors.places import Places
 from monitor.errors import Backoff, ConfigError, Disconnected
@@ -34,7 +34,7 @@ _CLOSE = 10.0
 _MOST_TOPICS = 10_000
 """Topics come from outside: so many are remembered."""
 
-Arrived = list[tuple[int, Message | None]]
+Read = list[tuple[int, Message | None]]
 """Packet id (0 with QoS 0) and message, None where it is skipped."""
 Group = tuple[Window, list[tuple[int | None, Message]]]
 """Number in the window (None with QoS 0) and message."""
@@ -109,7 +109,7 @@ class MqttSource:
         with self._lock:
             self._held -= 1
 
-    def _pass_on(self, window: Window, group: Arrived) -> None:
+    def _pass_on(self, window: Window, group: Read) -> None:
         """In the event loop."""
         messages: list[tuple[int | None, Message]] = []
         for mid, message in group:
@@ -175,14 +175,13 @@ class MqttSource:
         while window.released:
             connection.acknowledge(window.released.popleft())
 
-    def _hand_over(self, window: Window, arrived: list[MQTTMessage]) -> None:
+    def _hand_over(self, window: Window, arrived: list[Arrived]) -> None:
         received = time.time()
-        group: Arrived = []
+        group: Read = []
         for one in arrived:
-            topic = _topic(one)
-            if one.qos == 0 and not self._take_unkept(topic):
+            if one.qos == 0 and not self._take_unkept(one.topic):
                 continue
-            message = self._message(topic, one, received)
+            message = self._message(one, received)
             if message is not None:
                 with self._lock:
                     self._held += 1
@@ -198,8 +197,9 @@ class MqttSource:
         self._context.report("message_dropped", source=self._context.name, cause="qos_0", topic=topic, quiet=True)
         return False
 
-    def _message(self, topic: str, arrived: MQTTMessage, received: float) -> Message | None:
+    def _message(self, arrived: Arrived, received: float) -> Message | None:
         """None where it is to be skipped."""
+        topic = arrived.topic
         if arrived.retain and not self._options.retained:
             self._tell_once("message_skipped", topic, cause="retained", mend="retained = true takes what was retained before we subscribed")
             return None
@@ -209,16 +209,15 @@ class MqttSource:
             mend = "the session of this client_id subscribed to more in former times: give another client_id, or let the session expire"
             self._tell_once("message_skipped", topic, cause="not_subscribed", mend=mend)
             return None
-        headers = records.headers(arrived.properties)
-        payload = bytes(arrived.payload)
+        headers = records.headers(arrived)
         if self._options.protocol == "5" and records.said_id(headers) is None and not records.is_structured(headers):
             mend = "give each a user property id, unique per topic for ever: until then identical payloads share one id"
             self._tell_once("message_without_id", topic, mend=mend)
         return Message(
             source=self._context.name,
             topic=topic,
-            position=records.position(topic, headers, payload),
-            payload=payload,
+            position=records.position(topic, headers, arrived.payload),
+            payload=arrived.payload,
             received=received,
             key=key,
             headers=headers,
@@ -254,10 +253,3 @@ class MqttSource:
         if self._lost is not None:
             self._lost = None
             self._context.report("source_connected", source=self._context.name)
-
-
-def _topic(arrived: MQTTMessage) -> str:
-    try:
-        return arrived.topic
-    except UnicodeDecodeError as error:  # brokers should refuse it
-        return error.object.decode("utf-8", "backslashreplace")
