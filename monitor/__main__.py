@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monitor.errors import ConfigError, MonitorError, leaves
 
-COMMANDS = ("run", "check", "train", "evaluate", "models", "publish", "listen")
+COMMANDS = ("demo", "run", "check", "train", "evaluate", "models", "publish", "listen")
 
 EPILOG = """\
 exit codes: 0 done; 1 a bug or an unexpected failure; 2 bad configuration or arguments; 3 stopped hard, unsettled messages
