@@ -92,7 +92,7 @@ def test_what_compose_names_is_there(compose: dict[str, Any]) -> None:
         for volume in service.get("volumes", []):
             outside, inside, *_ = volume.split(":")
             assert inside.startswith("/")
-            assert (COMPOSE.parent / outside).is_file() if outside.startswith("./") else outside in compose["volumes"], volume
+            assert (COMPOSE.parent / outside).exists() if outside.startswith("./") else outside in compose["volumes"], volume
         assert set(service.get("secrets", [])) <= compose["secrets"].keys()
         for other, wanted in service.get("depends_on", {}).items():
             if wanted["condition"] == "service_healthy":
@@ -122,6 +122,15 @@ def test_the_monitor_of_compose_finds_its_brokers_topics_and_files(compose: dict
             assert table["url"] == "mqtt://mosquitto:1883"
     for path in mentioned(text):
         assert path.removeprefix("/run/secrets/") in services["monitor"]["secrets"] or path.startswith("/var/lib/monitor/")
+
+
+def test_the_gpu_file_changes_what_compose_has(compose: dict[str, Any]) -> None:
+    over = yaml.safe_load(COMPOSE.with_name("compose.gpu.yaml").read_text())["services"]
+
+    assert over.keys() <= compose["services"].keys()
+    assert over["monitor"]["build"]["args"] == {"TORCH_BUILD": "cuda"}
+    detectors = tomllib.loads((COMPOSE.parent / "compose" / "monitor.toml").read_text())["detectors"]
+    assert over["monitor"]["environment"] == {f"MONITOR__DETECTORS__{name.upper()}__DEVICE": "cuda" for name in detectors}
 
 
 def test_the_scripts_in_compose_are_shell(compose: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import pytest
 from brokers import ROOT
 from deploy.conftest import Tool
 from deploy.sandbox import directives
+from deploy.written import check, mentioned
 from integration.daemon import environment, wait_until, write_configuration
 from monitor.config import DaemonSettings
 
@@ -84,6 +85,16 @@ def test_it_stops_after_the_grace_and_is_not_started_again_on_a_wrong_file() -> 
     assert (service["Type"], service["ExecReload"]) == ("notify", "/bin/kill -HUP $MAINPID")
     assert (service["Restart"], service["RestartPreventExitStatus"], service["OOMPolicy"]) == ("on-failure", "2", "continue")
     assert "MemoryDenyWriteExecute" not in service  # breaks torch's convolutions
+
+
+def test_the_shipped_configuration_becomes_the_services_as_the_readme_says(tmp_path: Path) -> None:
+    command = r"""sed 's#"var/#"/var/lib/monitor/#' monitor.toml"""
+    assert command in (ROOT / "deploy" / "README.md").read_text()
+    text = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    check(text, {}, tmp_path)
+    assert all(path.startswith("/var/lib/monitor/") for path in mentioned(text) if not path.startswith(("/run/", "/etc/")))
+    assert '"var/' not in text
 
 
 @pytest.fixture
