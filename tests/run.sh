@@ -13,11 +13,8 @@
 # MONITOR_DATA           folder of the data sets; else ../shared/data
 set -eu
 cd "$(dirname "$0")/.."
-venv=.venv
-stamp=$venv/installed
-
-say() { printf '== %s\n' "$*"; }
-refuse() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 2; }
+# shellcheck source=deploy/venv.sh
+. deploy/venv.sh
 
 install_packages() { # Debian packages that are missing
     [ "$(id -u)" -eq 0 ] || refuse "missing system packages; run: sudo apt-get install $*"
@@ -28,19 +25,8 @@ install_packages() { # Debian packages that are missing
     apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-python=
-for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        python=$candidate
-        break
-    fi
-done
-[ -n "$python" ] || refuse "no Python 3.11 or newer; set PYTHON=/path/to/python3.11, or install one"
-
 # Who starts a Kafka of its own needs Java 17; both brokers' certificates need openssl.
-missing=
-"$python" -c 'import ensurepip, venv' 2>/dev/null ||
-    missing=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+missing=$(venv_package)
 if [ -z "${MONITOR_TEST_KAFKA:-}" ] && { [ -n "${KAFKA_HOME:-}" ] || [ -e ../shared/kafka ]; }; then
     command -v java >/dev/null || missing="$missing default-jre-headless"
 fi
@@ -51,17 +37,7 @@ command -v systemd-analyze >/dev/null || missing="$missing systemd"
 # shellcheck disable=SC2086 # a list of words
 [ -z "$missing" ] || install_packages $missing
 
-if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-    say "making $venv with $("$python" --version)"
-    rm -rf "$venv"
-    "$python" -m venv "$venv"
-fi
-meant=$(cat pyproject.toml constraints.txt | cksum)
-if [ "$(cat "$stamp" 2>/dev/null)" != "$meant" ]; then
-    say "installing what constraints.txt pins"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-    printf '%s\n' "$meant" >"$stamp"
-fi
+make_venv dev
 
 if [ -z "${MONITOR_TEST_KAFKA:-}${KAFKA_HOME:-}" ] && [ ! -e ../shared/kafka ] && ! command -v tansu >/dev/null; then
     say "no Kafka here: the tests of the flow get a stand-in, the others are skipped"
