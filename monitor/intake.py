@@ -133,6 +133,7 @@ class Intake:
         self._unwatched: set[str] = set()
         self._undealt: deque[float] = deque()  # when the deliveries arrived that have not been dealt out, oldest first
         self._held = False  # all of max_in_flight are out, so that the source hands out nothing
+        self._moved = 0.0  # when a delivery was settled last, or came after none was out
         self._waiting: anyio.CancelScope | None = None  # around the wait for a first model
         self._draining = False
 
@@ -164,22 +165,30 @@ class Intake:
         await self.source.stop()
 
     async def _watch(self) -> None:
-        """Look for silent streams, as far as what arrived was told: what waits here is no silence."""
-        every = min(_WATCH_EVERY, (self._options.expect_every or math.inf) / 4)
+        """Look for silent streams, as far as what arrived was told: what waits here, or behind what waits here, is no silence.
+
+        Where nothing is settled for that long, a broker may hold back by a limit of its own: MQTT 3.1.1 knows no other.
+        """
+        expect_every = self._options.expect_every or math.inf
+        every = min(_WATCH_EVERY, expect_every / 4)
         self._streams.listening(anyio.current_time())
         while not self._draining:
             await anyio.sleep(every)
             now = anyio.current_time()
+            held = self._held or (self.unsettled > 0 and now - self._moved > expect_every)
             heard_until = self._undealt[0] if self._undealt else now
-            self._streams.look(now, heard_until=None if self._held else heard_until)
+            self._streams.look(now, heard_until=None if held else heard_until)
 
     async def _read(self, send: MemoryObjectSendStream[Pending]) -> None:
         with send:
             async for delivery in self.source:
+                now = anyio.current_time()
+                if not self.unsettled:
+                    self._moved = now
                 self.unsettled += 1
                 self._held = self.unsettled >= self._options.max_in_flight
-                pending = Pending(delivery, anyio.current_time(), self._settled)
-                self._undealt.append(pending.arrived)
+                pending = Pending(delivery, now, self._settled)
+                self._undealt.append(now)
                 try:
                     await send.send(pending)
                 except anyio.BrokenResourceError:  # the decoder has left: draining, and no model ever came
@@ -330,9 +339,10 @@ class Intake:
 
     def _settled(self) -> None:
         self.unsettled -= 1
+        self._moved = anyio.current_time()
         if self._held:
             self._held = False
-            self._streams.listening(anyio.current_time())
+            self._streams.listening(self._moved)
 
 
 def _bad(pending: Pending, error: Exception) -> Bad:

@@ -15,6 +15,7 @@ from monitor.commands.listen import line_of
 from monitor.health import Health
 from monitor.publishing import Outlet
 from monitor.settings import SinkSettings
+from monitor.streams import Streams
 from monitor.telemetry import HAPPENINGS, HEALTH, Telemetry
 from unit.test_pipeline import Line, picture, positions, until
 from unit.test_schema import validator
@@ -220,3 +221,29 @@ async def test_a_detector_without_a_model_is_told_and_its_sink_takes_alerts_too(
     assert [data["what"] for data in health] == ["model_missing", "model_loaded"]
     assert health[0]["detector"] == "bottle0"
     assert line.ids("alert") == ["bottle0:cameras/press/0"]
+
+
+@pytest.mark.parametrize("max_in_flight", [64, 2])
+async def test_while_a_sink_holds_the_flow_no_stream_is_silent(tmp_path, monkeypatch, max_in_flight):
+    line = Line(tmp_path, max_in_flight=max_in_flight)
+    cameras = line.settings.sources["cameras"].model_copy(update={"expect_every": 0.2})
+    line.settings = replace(line.settings, sources={"cameras": cameras})
+    looks: list[float | None] = []
+    look = Streams.look
+
+    def spy(self: Streams, now: float, *, heard_until: float | None) -> None:
+        look(self, now, heard_until=heard_until)
+        looks.append(heard_until)
+
+    line.sink.away = True
+    line.put(picture(0), picture(1))
+    monkeypatch.setattr(Streams, "look", spy)
+    async with line.running() as pipeline:
+        await until(lambda: looks[-3:] == [None] * 3)
+        before = line.telemetry.count("stream_silent")
+        await until(lambda: looks[-9:] == [None] * 9)
+        assert line.telemetry.count("stream_silent") == before
+        line.sink.away = False
+        await until(lambda: line.source.settled == positions(line.source))
+        await until(lambda: line.telemetry.count("stream_silent") > before)
+        assert ("monitor_silent_streams", ("cameras",), 1) in list(pipeline.readings())

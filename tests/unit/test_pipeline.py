@@ -47,7 +47,7 @@ class Line:
     def __init__(self, tmp_path: Path, *, detectors: int = 1, max_in_flight: int = 64, train_now: bool = True, **options) -> None:
         self.home = tmp_path
         self.telemetry = Telemetry()
-        name = f"line {next(numbers)}"
+        name = f"line {next(numbers)} of {tmp_path}"
         self.source, self.sink, self.dead = channel(f"{name} in"), channel(f"{name} out"), channel(f"{name} dead")
         self.options = options
         names = [f"bottle{number}" for number in range(detectors)]
