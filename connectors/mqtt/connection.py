@@ -254,8 +254,8 @@ class Connection:
             return self._gone_by_disconnect(self._ended[1])
         if self._ended is not None and self._ended[1].value == _KEEP_ALIVE_TIMEOUT:
             return Disconnected(f"{self._where} is silent for longer than keepalive = {self._options.keepalive} s", "timeout")
-        hint = "" if self._v5 else f" (MQTT 3.1.1 does not say why; another client with client_id {self._client_id!r} would have this effect)"
-        return Disconnected(f"{self._where}: the connection is lost{self._errors.said}{hint}", "lost")
+        hint = f"(it does not say why; another client with client_id {self._client_id!r} would have this effect)"  # also in MQTT 5: Mosquitto 2.0
+        return Disconnected(f"{self._where} has closed the connection{self._errors.said} {hint}", "lost")
 
     def _gone_by_disconnect(self, reason: ReasonCode) -> Disconnected:
         """MQTT 5: the broker said why."""

@@ -1,5 +1,6 @@
 """Configuration of the MQTT kind. Names are MQTT's own, with underscores; times are float seconds."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -107,6 +108,9 @@ class MqttSourceOptions(MqttConnectionOptions, SourceOptions):
         for topic in value:
             if wrong := mistake(topic):
                 raise ValueError(f"{topic!r} is no MQTT topic: {wrong}")
+        for one, other in combinations(value, 2):
+            if overlap(Topic(one), Topic(other)):
+                raise ValueError(f"{one!r} and {other!r} overlap: the broker would send a message that matches both twice")
         return value
 
     @model_validator(mode="after")

@@ -64,6 +64,20 @@ class Topic:
         return self.text.replace(PLACE, stream)
 
 
+def overlap(one: Topic, other: Topic) -> bool:
+    """Whether a topic matches both: the broker may then send its messages twice."""
+    ours, theirs = one.filter.split("/"), other.filter.split("/")
+    if ours[0] != theirs[0] and any(first in ("+", "#") for first in (ours[0], theirs[0])) and "$" in (ours[0][:1], theirs[0][:1]):
+        return False
+    for mine, yours in zip(ours, theirs, strict=False):
+        if "#" in (mine, yours):
+            return True
+        if mine != yours and "+" not in (mine, yours):
+            return False
+    longer = ours[len(theirs) :] or theirs[len(ours) :]
+    return not longer or longer == ["#"]
+
+
 def level_mistake(level: str) -> str | None:
     """What is wrong with text that shall stand between two slashes of a topic."""
     return "a level holds no /, + or #" if re.search(r"[/+#]", level) else _text_mistake(level)

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import pytest
 
-from connectors.mqtt.connection import Connection
 from connectors.mqtt.options import MqttSourceOptions
 from contract.bindings import SourceBinding
 from kafka_plant import fresh
+from mqtt_plant import keep_session
 
 
 class _Place:
@@ -27,12 +27,7 @@ class Mqtt5SourceBinding(_Place):
     def __init__(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
         super().__init__(request, tmp_path)
         self.client_id = fresh("contract")
-        subscribed = Connection(self.options(), self.client_id, session_expiry=600)  # from now on the broker keeps what is put
-        try:
-            subscribed.open()
-            subscribed.subscribe([self.topic], 1)
-        finally:
-            subscribed.close()
+        keep_session(self.options())
 
     def options(self, **more: Any) -> MqttSourceOptions:
         return MqttSourceOptions(url=self.broker.url, topics=(self.topic,), client_id=self.client_id, protocol=self.protocol, **more)
