@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from monitor.batching import Batcher
 from monitor.decoding import decode_payload, unwrap
 from monitor.errors import BadSample
-from monitor.ports import Delivery, Report, Source, SourceOptions
+from monitor.pending import Bad, Bury, Item, Pending
+from monitor.ports import Report, Source, SourceOptions
 from monitor.probation import MOST_DEATHS, Probation
 from monitor.serving import Devices, Model, ModelSlot, check_model
 from monitor.settings import DetectorSettings
@@ -31,53 +32,6 @@ WORKERS = os.cpu_count() or 1
 MOST_STREAMS_LOGGED = 1000  # names of streams come from outside
 _WATCH_EVERY = 1.0
 """Seconds between looks for silent streams at most; a quarter of `expect_every` where that is less."""
-
-
-class Pending:
-    """A delivery on its way: settled when the last of its detectors has finished."""
-
-    __slots__ = ("_parts", "arrived", "buried", "delivery", "on_settled")
-
-    def __init__(self, delivery: Delivery, arrived: float, on_settled: Callable[[], None]) -> None:
-        self.delivery = delivery
-        self.arrived = arrived  # by the loop's clock
-        self.on_settled = on_settled
-        self.buried = False  # it is on its way to the dead letter, once for all its detectors
-        self._parts = 1  # the intake's own, until it has dealt the sample out
-
-    def deal(self) -> None:
-        """One more detector has it."""
-        self._parts += 1
-
-    def finish(self) -> None:
-        """One fewer has it."""
-        self._parts -= 1
-        if self._parts == 0:
-            self.delivery.settle()
-            self.on_settled()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Item:
-    """A sample that waits for one detector, prepared by the model that will score it."""
-
-    pending: Pending
-    sample: Sample
-    prepared: Any
-    model: Model
-
-
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """A delivery for the dead letter: why (a BadReason), and the error in words."""
-
-    pending: Pending
-    reason: str
-    error: str
-
-
-Bury = Callable[[Sequence[Bad]], Awaitable[None]]
-"""Puts into the dead letter, and when that is confirmed finishes each."""
 
 
 @dataclass(slots=True, eq=False)

@@ -21,7 +21,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from monitor.batching import Batcher
 from monitor.errors import DeviceLost
 from monitor.health import Health
-from monitor.intake import Bad, Intake, Item
+from monitor.intake import Intake
+from monitor.pending import Bad, Item
 from monitor.probation import Probation
 from monitor.publishing import Outlet, burial
 from monitor.receiving import Inlet
