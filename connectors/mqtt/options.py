@@ -1,13 +1,12 @@
 """Configuration of the MQTT kind. Names are MQTT's own, with underscores; times are float seconds."""
 
-from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from connectors.mqtt.topics import PLACE, Topic, mistake
+from connectors.mqtt.topics import PLACE, Topic, mistake, overlap
 from connectors.options import MapsInFolder, TlsOptions
 from monitor.ports import SinkOptions, SourceOptions
 
@@ -108,9 +107,8 @@ class MqttSourceOptions(MqttConnectionOptions, SourceOptions):
         for topic in value:
             if wrong := mistake(topic):
                 raise ValueError(f"{topic!r} is no MQTT topic: {wrong}")
-        for one, other in combinations(value, 2):
-            if overlap(Topic(one), Topic(other)):
-                raise ValueError(f"{one!r} and {other!r} overlap: the broker would send a message that matches both twice")
+        if two := overlap(value):
+            raise ValueError(f"{two[0]!r} and {two[1]!r} overlap: the broker would send a message that matches both twice")
         return value
 
     @model_validator(mode="after")

@@ -4,8 +4,10 @@ Source: MQTT 5.0, 4.7 "Topic Names and Topic Filters"; 4.8.2 "Shared Subscriptio
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 PLACE = "{stream}"
 _LONGEST = 65_535  # bytes of a topic
@@ -64,18 +66,19 @@ class Topic:
         return self.text.replace(PLACE, stream)
 
 
-def overlap(one: Topic, other: Topic) -> bool:
-    """Whether a topic matches both: the broker may then send its messages twice."""
-    ours, theirs = one.filter.split("/"), other.filter.split("/")
-    if ours[0] != theirs[0] and any(first in ("+", "#") for first in (ours[0], theirs[0])) and "$" in (ours[0][:1], theirs[0][:1]):
-        return False
+def overlap(topics: Sequence[str]) -> tuple[str, str] | None:
+    """Two of them that one topic can match: the broker may then send its messages twice."""
+    levels = [(text, Topic(text).filter.split("/")) for text in topics]
+    return next(((one, other) for (one, ours), (other, theirs) in combinations(levels, 2) if _overlap(ours, theirs)), None)
+
+
+def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> bool:
     for mine, yours in zip(ours, theirs, strict=False):
-        if "#" in (mine, yours):
+        if mine == "#" or yours == "#":
             return True
-        if mine != yours and "+" not in (mine, yours):
+        if mine != yours and mine != "+" and yours != "+":
             return False
-    longer = ours[len(theirs) :] or theirs[len(ours) :]
-    return not longer or longer == ["#"]
+    return len(ours) == len(theirs) or (ours[len(theirs) :] or theirs[len(ours) :]) == ["#"]
 
 
 def level_mistake(level: str) -> str | None:
