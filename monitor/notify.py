@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from monitor.errors import ConfigError
 from monitor.ports import Report
 
+_WAIT = 0.1
+"""Seconds that the daemon waits for a place in the manager's queue; what finds none is lost."""
+
 
 class Notifier:
-    """Tells the service manager; without one, nobody. A socket that does not answer never holds the daemon."""
+    """Tells the service manager; without one, nobody."""
 
     def __init__(self, environ: Mapping[str, str], report: Report) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
@@ -48,7 +51,7 @@ class Notifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
-                manager.setblocking(False)
+                manager.settimeout(_WAIT)
                 manager.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
             if not self._failed:
