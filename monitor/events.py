@@ -90,6 +90,8 @@ class HealthData(Data):
     """The name of its log event and counter; `HEALTH` in monitor/telemetry.py lists them."""
     level: Literal["debug", "info", "warning", "error", "critical"]
     """How urgent it is; what is over is info."""
+    host: str
+    """The machine (or pod) whose daemon says so: several may share a site."""
     source: str | None = None
     sink: str | None = None
     detector: str | None = None

@@ -7,6 +7,7 @@ and counted. So health events may be lost, by a crash too; the log and the metri
 """
 
 import asyncio
+import socket
 import threading
 import time
 from collections import OrderedDict, deque
@@ -37,6 +38,7 @@ class Health:
 
     def __init__(self, *, site: str, telemetry: Telemetry) -> None:
         self._site = site
+        self._host = socket.gethostname()
         self._telemetry = telemetry
         self._queues: list[HealthQueue] = []
         self._open: OrderedDict[tuple[str, ...], float] = OrderedDict()  # what has begun and is not over -> since when
@@ -87,6 +89,7 @@ class Health:
         data = HealthData(
             what=what,
             level=HAPPENINGS[what],  # type: ignore[arg-type]
+            host=self._host,
             ends=tuple(ended),
             since=None if since is None else rfc_3339(since),
             facts=more,

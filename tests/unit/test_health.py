@@ -1,6 +1,7 @@
 """Health events: made of what is reported, sent beside the flow, lost rather than in its way."""
 
 import itertools
+import socket
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -74,6 +75,7 @@ async def test_an_event_says_what_happened_to_whom_and_satisfies_its_schema():
     assert lost["data"] == {
         "what": "source_disconnected",
         "level": "warning",
+        "host": socket.gethostname(),
         "source": "cameras",
         "cause": "refused",
         "error": "127.0.0.1:9092: refused",
@@ -132,9 +134,10 @@ async def test_listen_prints_it_for_a_person():
         site.heard.report("samples_in_time", source="cameras", count=0, streams=[])
         await until(lambda: len(site.events) == 2)
     old, over = site.events
-    said = "source cameras, since {}, age 12.5, max_age 10.0, count 3, streams press/7 press/8"
-    assert line_of(old) == f"{old['time']} health cameras warning: sample_too_old {said.format(old['time'])}"
-    assert line_of(over).startswith(f"{over['time']} health cameras info: samples_in_time (ends sample_too_old) source cameras, since {old['time']}")
+    who = f"host {socket.gethostname()}, source cameras"
+    said = f"since {old['time']}, age 12.5, max_age 10.0, count 3, streams press/7 press/8"
+    assert line_of(old) == f"{old['time']} health cameras warning: sample_too_old {who}, {said}"
+    assert line_of(over).startswith(f"{over['time']} health cameras info: samples_in_time (ends sample_too_old) {who}, since {old['time']}")
 
 
 async def test_what_a_sink_never_takes_is_counted_and_the_next_is_sent():
