@@ -30,7 +30,7 @@ Shrink = Callable[[int, Refused], R | None]
 class Shrinking(Generic[R, Taken]):
     """`send(records)` returns for each what the broker says of a record that it took, or Refused.
 
-    A record larger than any that was taken may be refused: what follows it waits for its fate, so that the order holds.
+    A record larger than any that was taken may be refused: it goes alone, so that the order holds and the refusal is its own.
     """
 
     def __init__(self, send: Callable[[Sequence[R]], list[Taken | Refused]]) -> None:
@@ -42,15 +42,17 @@ class Shrinking(Generic[R, Taken]):
         """What is refused goes again as `shrink` says. Raises what `send` raises."""
         outcomes: list[Taken | Refused] = []
         run: list[R] = []
-        for at, record in enumerate(records, 1):
-            run.append(record)
-            if len(record.value) > self.taken or at == len(records):
+        for record in records:
+            if len(record.value) > self.taken:
                 outcomes += self._send_run(run, len(outcomes), shrink)
+                outcomes += self._send_run([record], len(outcomes), shrink)
                 run = []
-        return outcomes
+            else:
+                run.append(record)
+        return outcomes + self._send_run(run, len(outcomes), shrink)
 
     def _send_run(self, run: Sequence[R], start: int, shrink: Shrink[R]) -> list[Taken | Refused]:
-        outcomes = self._send(run)
+        outcomes = self._send(run) if run else []
         for at, (record, outcome) in enumerate(zip(run, outcomes, strict=True)):
             if not isinstance(outcome, Refused):
                 self.taken = max(self.taken, len(record.value))

@@ -3,6 +3,7 @@
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5
@@ -43,6 +44,12 @@ class Reader:
         self._wait(lambda: marker in self._markers, "cannot be read to its end")
         with self._told:
             return list(self._messages)
+
+    def publish(self, topic: str, payload: bytes, properties: Sequence[tuple[str, str]] = ()) -> None:
+        """Below the prefix."""
+        publish = Properties(PacketTypes.PUBLISH)
+        publish.UserProperty = list(properties)
+        self._client.publish(f"{self._prefix}/{topic}", payload, qos=1, properties=publish)
 
     def close(self) -> None:
         self._client.disconnect()

@@ -24,7 +24,7 @@ _SLICE = 0.2
 _CLOSE = 1.0
 """Seconds that closing waits for a `send` that hangs."""
 _TRIES = 3
-"""How often the connection may end upon one message, larger than any that was taken, before that counts as the broker's answer."""
+"""How often in a row the connection must end upon a message until that counts as the broker's answer."""
 
 # PUBACK reason codes (MQTT 5.0, 3.4.2.1).
 _NO_SUBSCRIBER = 0x10
@@ -63,9 +63,6 @@ class Publisher:
         self._closed = False
         self._busy = threading.Lock()
         self._shrinking = Shrinking[Record, Taken](self._send)
-        self._suspect: Record | None = None
-        self._ends = 0
-        """How often in a row the connection has ended upon the suspect."""
 
     def send(self, records: Sequence[Record], shrink: Shrink[Record]) -> list[Taken | Refused]:
         """All are confirmed or refused when it returns, in the order given; what is refused goes again as `shrink` says.
@@ -95,28 +92,39 @@ class Publisher:
                 self._busy.release()
 
     def _send(self, records: Sequence[Record]) -> list[Taken | Refused]:
+        """A broker may refuse a record by ending the connection upon it, alone and larger than any that it took, again and again.
+
+        In MQTT 3.1.1 it cannot say why; and what Mosquitto says of its message_size_limit in MQTT 5 is no PUBACK that paho-mqtt 2.2
+        knows, which gives up upon it.
+        """
+        tried = 0
+        while True:
+            try:
+                return self._attempt(records)
+            except Disconnected as error:
+                if error.cause != "lost" or self._closed or len(records) > 1 or len(records[0].value) <= self._shrinking.taken:
+                    raise
+                self._abandon(at_once=True)
+                tried += 1
+                if tried == _TRIES:
+                    return [Refused(f"the broker ended the connection {_TRIES} times upon it: {error}")]
+
+    def _attempt(self, records: Sequence[Record]) -> list[Taken | Refused]:
         connection = self._connected()
         window = min(getattr(connection.properties, "ReceiveMaximum", _MOST_OUT), _MOST_OUT)
         longest = getattr(connection.properties, "MaximumPacketSize", _LONGEST_PACKET + _FIXED_HEADER)
         outcomes: dict[int, Taken | Refused] = {}
         out: dict[int, int] = {}  # packet id -> index
-        try:
-            for at, record in enumerate(records):
-                properties = self._properties(record)
-                if (size := _packet_size(record, properties)) > longest:
-                    outcomes[at] = Refused(f"a packet of {size} bytes, the broker takes at most {longest}")
-                    continue
-                while len(out) >= window:
-                    self._collect(connection, records, out, outcomes)
-                mid = connection.publish(record.topic, record.value, properties)
-                out[mid] = at
-            while out:
+        for at, record in enumerate(records):
+            properties = self._properties(record)
+            if (size := _packet_size(record, properties)) > longest:
+                outcomes[at] = Refused(f"a packet of {size} bytes, the broker takes at most {longest}")
+                continue
+            while len(out) >= window:
                 self._collect(connection, records, out, outcomes)
-        except Disconnected as error:
-            if error.cause != "lost" or not out or self._closed:
-                raise
-            outcomes[self._blamed(records, out, error)] = Refused(f"the broker ended the connection {_TRIES} times upon it: {error}")
-            self._abandon(at_once=True)
+            out[connection.publish(record.topic, record.value, properties)] = at
+        while out:
+            self._collect(connection, records, out, outcomes)
         self._used = time.monotonic()
         return [outcomes[at] for at in range(len(records))]
 
@@ -150,8 +158,6 @@ class Publisher:
             if mid in out:
                 at = out.pop(mid)
                 outcomes[at] = self._outcome(records[at], reason)
-                if records[at] == self._suspect:
-                    self._suspect = None
         connection.confirmed.clear()
 
     def _outcome(self, record: Record, reason: ReasonCode) -> Taken | Refused:
@@ -162,22 +168,6 @@ class Publisher:
         whom = "without a username" if self._options.username is None else f"as user {self._options.username!r}"
         cause = "not_authorised" if reason.value == _NOT_AUTHORISED else "refused"
         raise Disconnected(f"{self._options.url} does not take a message to {record.topic} {whom}: {reason}", cause)  # type: ignore[arg-type]
-
-    def _blamed(self, records: Sequence[Record], out: dict[int, int], error: Disconnected) -> int:
-        """The index of the record upon which the connection ended, when that happened often enough; else raises the error.
-
-        A broker answers in order, so that it is the first without an answer. It says nothing of the reason in MQTT 3.1.1, and
-        what Mosquitto says of its message_size_limit is no valid MQTT 5, upon which paho-mqtt 2.2 gives up.
-        """
-        at = min(out.values())
-        if len(records[at].value) <= self._shrinking.taken or at != len(records) - 1:
-            raise error
-        self._ends = self._ends + 1 if records[at] == self._suspect else 1
-        self._suspect = records[at]
-        if self._ends < _TRIES:
-            raise error
-        self._suspect = None
-        return at
 
     def _properties(self, record: Record) -> Properties | None:
         if self._options.protocol != "5":

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from paho.mqtt.client import MQTTMessage
@@ -23,14 +23,19 @@ class _Place:
         request.addfinalizer(self.reader.close)
 
 
-class MqttSinkBinding(_Place):
+class Mqtt5SinkBinding(_Place):
     ordered = True
+    protocol: Literal["5", "3.1.1"] = "5"
 
     def options(self, **more: Any) -> MqttSinkOptions:
-        return MqttSinkOptions(url=self.broker.url, topic=f"{self.prefix}/{{stream}}", **more)
+        return MqttSinkOptions(url=self.broker.url, topic=f"{self.prefix}/{{stream}}", protocol=self.protocol, **more)
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(message.payload) for message in self.reader.look()]
+
+
+class Mqtt311SinkBinding(Mqtt5SinkBinding):
+    protocol = "3.1.1"
 
 
 class MqttDeadLetterBinding(_Place):
@@ -60,5 +65,5 @@ def _letter(message: MQTTMessage) -> Letter:
     )
 
 
-SINKS = {"mqtt": MqttSinkBinding}
+SINKS = {"mqtt": Mqtt5SinkBinding, "mqtt 3.1.1": Mqtt311SinkBinding}
 DEAD_LETTERS = {"mqtt": MqttDeadLetterBinding}

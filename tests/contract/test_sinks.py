@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from contract.bindings import DeadLetterBinding, SinkBinding
-from contract.registered import DEAD_LETTERS, SINKS
+from contract.registered import DEAD_LETTERS, SINKS, names
 from monitor.errors import Rejected
 from monitor.ports import Context, Sink, SinkOptions
 from monitor.publishing import Outlet
@@ -23,7 +23,7 @@ from monitor.types import DeadLetter, Event, Message
 PATIENCE = 30.0
 
 
-@pytest.fixture(params=kinds("sinks"))
+@pytest.fixture(params=names(kinds("sinks"), SINKS))
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> SinkBinding:
     if request.param not in SINKS:
         pytest.fail(f"sink kind {request.param} has no binding in tests/contract: what is not in the suite does not exist")
