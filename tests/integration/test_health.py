@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from integration.daemon import Daemon, wait_until
-from integration.plant import MODEL, picture
+from integration.plant import MODEL, Plant, picture
 from kafka_home import free_ports
 
 DAY = 86_400.0
@@ -124,3 +124,13 @@ def test_samples_beyond_max_age_are_settled_and_told_but_not_scored(install: Cal
         wait_until(lambda: named("press/7/20.png") in folders.ids("score"), seconds=60, what=daemon.tail)
         assert not daemon.events("sample_too_old"), "the old ones were settled and do not come again"
         daemon.drain()
+
+
+def test_health_events_go_to_kafka_keyed_by_what_they_are_about(plant: Plant, install: Callable[..., Path]) -> None:
+    with Daemon(install(plant.tables(sinks__events={"events": ["alert", "health"]}), models=False)) as daemon:
+        daemon.start()
+        wait_until(lambda: plant.read("health"), seconds=60, what=daemon.tail)
+        daemon.drain()
+    told = plant.read("health")[0]
+    assert (told["subject"], told["data"]["what"], told["data"]["detector"]) == ("bottle", "model_missing", "bottle")
+    assert plant.events.look()[0].key == b"bottle"
