@@ -245,11 +245,12 @@ def test_the_service_manager_is_told(install: Callable[..., Path], manager: Mana
 
 
 def test_a_trace_leads_from_the_camera_to_the_alert(apache_kafka: Broker, plant: Plant, install: Callable[..., Path]) -> None:
-    with Collector() as collector, Watched(install(plant.tables(tracing={"endpoint": collector.endpoint}))) as daemon:
+    with Collector() as collector, Watched(install(plant.tables(api={"port": 0}, tracing={"endpoint": collector.endpoint}))) as daemon:
         daemon.start()
         produce(apache_kafka, plant.images["cameras"], [picture("defect", 0)], key=b"press/1", headers=[("traceparent", PARENT.encode())])
         plant.send("normal")
         plant.wait()
+        daemon.until_metric("monitor_source_lag", 0, source="cameras")
         daemon.drain()
         spans = [span for span in collector.spans if span.trace_id.hex() == PARENT.split("-")[1]]
         others = {span.trace_id for span in collector.spans} - {span.trace_id for span in spans}

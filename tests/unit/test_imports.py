@@ -53,3 +53,11 @@ def test_check_leaves_networks_and_clients_out(tmp_path: Path) -> None:
 
     assert "pydantic" in found
     assert found & {"torch", "kafka"} == set()
+
+
+def test_the_daemon_leaves_out_what_its_configuration_does_not_want() -> None:
+    script = "import sys, monitor.daemon; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
+
+    assert "monitor" in done.stdout.split()
+    assert {*done.stdout.split()} & {"opentelemetry", "aiohttp", "torch", "kafka", "paho"} == set()
