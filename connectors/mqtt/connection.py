@@ -269,9 +269,14 @@ class Connection:
     def _gone_unanswered(self) -> Disconnected:
         said = self._errors.said
         if self._options.tls and "certificate" in said.lower():  # TLS 1.3 refuses our certificate only now
-            which = f"our certificate (cert_file {self._options.cert_file})" if self._options.cert_file else "us without a certificate (cert_file)"
+            which = (
+                f"our certificate (cert_file {self._options.cert_file})" if self._options.cert_file else "us: it asks for a certificate (cert_file)"
+            )
             return Disconnected(f"{self._where} refuses {which}{said}", "tls")
-        expected = f"does it speak MQTT {self._options.protocol}?" if self._options.tls else "does this port expect TLS (mqtts://)?"
+        expected = "does this port expect TLS (mqtts://)?"
+        if self._options.tls:  # the alert does not always arrive
+            shown = "" if self._options.cert_file else "ask for a certificate (cert_file), or "
+            expected = f"does it {shown}speak another protocol?"
         return Disconnected(f"{self._where} does not answer as an MQTT {self._options.protocol} broker{said}: {expected}", "tls")
 
     def _as_whom(self) -> str:

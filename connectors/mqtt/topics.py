@@ -76,7 +76,7 @@ def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> bool:
     for mine, yours in zip(ours, theirs, strict=False):
         if mine == "#" or yours == "#":
             return True
-        if mine != yours and mine != "+" and yours != "+":
+        if mine not in (yours, "+") and yours != "+":
             return False
     return len(ours) == len(theirs) or (ours[len(theirs) :] or theirs[len(ours) :]) == ["#"]
 
