@@ -167,8 +167,9 @@ class Pipeline:
         for outlet in self._needed:
             if outlet.away is not None:
                 yield f"{'' if outlet is self._dead_letter else 'sink '}{outlet.name}: {outlet.away}"
-        for name in self.holding:
-            yield f"detector {name}: no model; its sources hold (monitor train {name})"
+        for name, slot in self._slots.items():
+            if slot.trouble is not None:
+                yield f"detector {name} holds its sources: {slot.trouble}"
 
     def readings(self) -> Iterator[Reading]:
         """How it stands, for Prometheus."""

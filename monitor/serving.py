@@ -76,6 +76,11 @@ class ModelSlot:
         self._look = anyio.Event()
         self.model: Model | None = None
 
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no model, in words; None where one serves."""
+        return None if self.model is not None else self._refusal or f"no model; monitor train {self._name}"
+
     async def refresh(self) -> None:
         """Look in the store; load and swap in what was promoted. A version that is refused leaves the one before."""
         try:

@@ -118,7 +118,7 @@ def test_ready_says_who_has_no_model_and_who_is_away(install: Callable[..., Path
     (home / "models").rename(home / "elsewhere")
     with Watched(configuration) as daemon:
         daemon.start()
-        daemon.until_trouble(r"detector bottle: no model; its sources hold \(monitor train bottle\)\n")
+        daemon.until_trouble(r"detector bottle holds its sources: no model; monitor train bottle\n")
         assert daemon.get("/live") == (200, "live\n")
         put(home / "inbox", "normal", "normal")
         daemon.until_metric("monitor_unsettled", 2, source="cameras")
@@ -147,6 +147,16 @@ def test_ready_says_who_has_no_model_and_who_is_away(install: Callable[..., Path
         (home / "dead_letter").unlink()
         (home / "dead_letter.away").rename(home / "dead_letter")
         assert daemon.exit_code(seconds=60) == 0, daemon.tail()
+
+
+def test_ready_says_why_a_model_is_refused(install: Callable[..., Path]) -> None:
+    configuration = install(tables())
+    for weights in (configuration.parent / "models").rglob("weights.safetensors"):
+        weights.write_bytes(b"changed")
+    with Watched(configuration) as daemon:
+        daemon.start()
+        daemon.until_trouble(r"detector bottle holds its sources: .*weights\.safetensors.*\n")
+        daemon.drain()
 
 
 def test_a_broker_that_is_away_from_the_start(install: Callable[..., Path]) -> None:
@@ -224,8 +234,15 @@ def test_the_service_manager_is_told(install: Callable[..., Path], manager: Mana
     with Watched(configuration, NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="200000") as daemon:
         daemon.start()
         manager.wait_for("STATUS=starting: models are being loaded", "READY=1", "STATUS=ready", "WATCHDOG=1")
+        written = configuration.read_text()
+        configuration.write_text(written.replace("port = 0", "port = 1"))
         daemon.signal(signal.SIGHUP)
         manager.wait_for("RELOADING=1", "READY=1", "WATCHDOG=1")
+        daemon.wait_for("restart_needed", table="api")
+        configuration.write_text(written + "surprise = 1\n")
+        daemon.signal(signal.SIGHUP)
+        manager.wait_for("RELOADING=1", "READY=1", "WATCHDOG=1")
+        daemon.wait_for("reload_refused")
 
         sabotage.write_text("stall")
         put(configuration.parent / "inbox", "normal")
