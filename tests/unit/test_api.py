@@ -3,8 +3,9 @@
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 import pytest
@@ -15,17 +16,17 @@ from monitor.errors import ConfigError
 from monitor.notify import Notifier
 from monitor.serving import Devices
 from monitor.settings import ApiSettings
-from monitor.telemetry import METRICS, Telemetry
+from monitor.telemetry import METRICS, Reading, Telemetry
 from monitor.watching import Watch
 
 pytestmark = pytest.mark.anyio
 
 
 class Served:
-    def __init__(self) -> None:
+    def __init__(self, *parts: Any) -> None:
         self.telemetry = Telemetry()
         self.devices = Devices()
-        self.watch = Watch([], self.devices, stall=60.0, telemetry=self.telemetry, notifier=Notifier({}, self.telemetry.report))
+        self.watch = Watch(parts, self.devices, stall=60.0, telemetry=self.telemetry, notifier=Notifier({}, self.telemetry.report))
 
     @asynccontextmanager
     async def client(self, host: str = "127.0.0.1") -> AsyncIterator[aiohttp.ClientSession]:
@@ -72,6 +73,29 @@ async def test_metrics_are_what_prometheus_reads_and_every_name_is_there() -> No
     assert {name.removesuffix("_total") for name in METRICS} <= families.keys()
     assert [(sample.labels, sample.value) for sample in families["monitor_scored"].samples] == [({"detector": "bottle"}, 7.0)]
     assert [sample.value for sample in families["monitor_ready"].samples] == [0.0]
+
+
+class Part:
+    """As much of a pipeline as is asked."""
+
+    def __init__(self, *troubles: str) -> None:
+        self._troubles = troubles
+
+    def troubles(self) -> Iterator[str]:
+        yield from self._troubles
+
+    def readings(self) -> Iterator[Reading]:
+        yield "monitor_sink_connected", ("alerts",), float(not self._troubles)
+
+
+async def test_a_sink_that_parts_share_is_told_once_as_its_worst() -> None:
+    served = Served(Part(), Part("sink alerts: away"), Part("sink alerts: away"))
+    served.watch.phase = "serving"
+    async with served.client() as session:
+        assert await told(session, "/ready") == (503, "sink alerts: away\n")
+        _, text = await told(session, "/metrics")
+
+    assert [line for line in text.splitlines() if line.startswith("monitor_sink_connected")] == ['monitor_sink_connected{sink="alerts"} 0.0']
 
 
 async def test_ipv6() -> None:
