@@ -5,7 +5,6 @@ what arrives is passed on in groups. Its own loop uses select(), which knows no 
 Source: MQTT 5.0, 3.1 CONNECT, 3.2.2.2 Connect Reason Code, 3.14.2.1 Disconnect Reason Code; MQTT 3.1.1, 3.2.2.3.
 """
 
-import logging
 import math
 import selectors
 import socket
@@ -16,15 +15,14 @@ from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from connectors.mqtt.client import LastError, new_client
 from connectors.mqtt.options import MqttConnectionOptions
-from connectors.mqtt.publish import Arrived, read_publish
-from connectors.tls import encrypted, reach, tls_context
+from connectors.mqtt.publish import Arrived
 from monitor.errors import ConfigError, Disconnected
 
 _PACKETS = 256
@@ -53,7 +51,7 @@ class Connection:
         self._receive_maximum = receive_maximum
         self._where = f"{options.host}:{options.port}"
         self._v5 = options.protocol == "5"
-        self._errors = _LastError()
+        self._errors = LastError()
         self._connack: tuple[bool, ReasonCode, Properties] | None = None
         self._ended: tuple[bool, ReasonCode] | None = None
         self._granted: dict[int, list[ReasonCode]] = {}
@@ -72,7 +70,7 @@ class Connection:
         self._ear.setblocking(False)
         self._selector.register(self._ear, selectors.EVENT_READ)
         self._opened = True
-        self.client = _client(self._options, self._client_id, clean=self._session_expiry is None)
+        self.client = new_client(self._options, self._client_id, clean=self._session_expiry is None)
         self.client.enable_logger(self._errors.logger)
         self.client.on_connect = self._on_connect
         self.client.on_disconnect = self._on_disconnect
@@ -269,9 +267,7 @@ class Connection:
     def _gone_unanswered(self) -> Disconnected:
         said = self._errors.said
         if self._options.tls and "certificate" in said.lower():  # TLS 1.3 refuses our certificate only now
-            which = (
-                f"our certificate (cert_file {self._options.cert_file})" if self._options.cert_file else "us: it asks for a certificate (cert_file)"
-            )
+            which = f"our certificate (cert_file {self._options.cert_file})" if self._options.cert_file else "us without a certificate (cert_file)"
             return Disconnected(f"{self._where} refuses {which}{said}", "tls")
         expected = "does this port expect TLS (mqtts://)?"
         if self._options.tls:  # the alert does not always arrive
@@ -281,63 +277,3 @@ class Connection:
 
     def _as_whom(self) -> str:
         return "without a username" if self._options.username is None else f"as user {self._options.username!r}"
-
-
-class _Client(mqtt.Client):
-    """The socket is opened by us: its failures then have a cause, and none is left half open. So is a PUBLISH read by us."""
-
-    options: MqttConnectionOptions
-    tls: ssl.SSLContext | None
-    arrived: Callable[[Arrived], None]
-
-    def _handle_publish(self) -> MQTTErrorCode:
-        self.arrived(read_publish(self._in_packet["command"], self._in_packet["packet"], v5=self._protocol == mqtt.MQTTv5))
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    def _create_socket(self) -> Any:
-        where = self.options.host, self.options.port
-        plain = reach(*where, self.options.connect_timeout)
-        if self.tls is None:
-            return plain
-        return encrypted(plain, self.tls, where, self.options.ca_file, hint="is this a port for mqtt://?")
-
-
-def _client(options: MqttConnectionOptions, client_id: str, *, clean: bool) -> _Client:
-    """Reads secrets and certificates now, so that rotated ones are used. Raises ConfigError."""
-    v5 = options.protocol == "5"
-    client = _Client(
-        CallbackAPIVersion.VERSION2,
-        client_id,
-        clean_session=None if v5 else clean,
-        protocol=mqtt.MQTTv5 if v5 else mqtt.MQTTv311,
-        reconnect_on_failure=False,  # we do; and paho would try MQTT 3.1 by itself
-        manual_ack=True,
-    )
-    client.max_inflight_messages = 0  # else paho keeps what exceeds 20, and tells nobody whether it was sent
-    client.options = options
-    client.tls, password = credentials(options)
-    if options.username is not None:
-        client.username_pw_set(options.username, password)
-    return client
-
-
-def credentials(options: MqttConnectionOptions) -> tuple[ssl.SSLContext | None, str | None]:
-    """TLS and password. Raises ConfigError for files that cannot be used."""
-    try:
-        password = options.secret("password")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"password_file: {error}") from error
-    return tls_context(options) if options.tls else None, password
-
-
-class _LastError(logging.Handler):
-    """What paho said last: it logs why a socket failed, and tells it nobody."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said = ""
-        self.logger = logging.Logger("paho", logging.ERROR)
-        self.logger.addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said = f": {record.getMessage()}"

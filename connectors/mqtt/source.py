@@ -16,7 +16,8 @@ import anyio
 import anyio.to_thread
 
 from connectors.mqtt import records
-from connectors.mqtt.connection import Connection, credentials
+from connectors.mqtt.client import credentials
+from connectors.mqtt.connection import Connection
 from connectors.mqtt.options import MqttSourceOptions
 from connectors.mqtt.publish import Arrived
 from connectors.mqtt.window import Window

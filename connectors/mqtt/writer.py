@@ -2,7 +2,7 @@
 
 from typing import Generic, TypeVar
 
-from connectors.mqtt.connection import credentials
+from connectors.mqtt.client import credentials
 from connectors.mqtt.options import MqttProducerOptions
 from connectors.mqtt.publisher import Publisher
 from connectors.mqtt.text import topic_levels
