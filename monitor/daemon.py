@@ -59,7 +59,8 @@ class Daemon:
         self._watch = Watch(self._running, self._devices, stall=self._settings.daemon.stall, telemetry=self._telemetry, notifier=self._notifier)
         async with AsyncExitStack() as stack:
             address = await self._be_watched(stack)
-            self._state, _ = stack.enter_context(State(self._settings.daemon.state)), stack.enter_context(self._devices)
+            self._state = stack.enter_context(State(self._settings.daemon.state))
+            stack.enter_context(self._devices)
             self._probation = Probation(self._state, self._telemetry.report)
             self._store = ModelStore(self._settings.store.path)
             self._workers = anyio.CapacityLimiter(WORKERS)

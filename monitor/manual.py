@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from monitor.config import PREFIX
 from monitor.registry import Group, kinds, options_class
 from monitor.settings import Settings, SinkSettings
+from monitor.telemetry import METRICS
 
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", SecretStr: "secret"}
 _BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below"), MinLen: ("min_length", "not empty")}
@@ -30,7 +31,7 @@ A secret is never written in the file: it comes from `KEY_file` or from the envi
 
 
 def manual() -> str:
-    """Every table and key that monitor.toml may hold, with type, default and meaning, as Markdown."""
+    """Every table and key that monitor.toml may hold, with type, default and meaning, and every metric; as Markdown."""
     parts = [INTRODUCTION]
     for name, field in Settings.model_fields.items():
         table = next(iter(get_args(field.annotation)), field.annotation) if type(None) in get_args(field.annotation) else field.annotation
@@ -43,7 +44,16 @@ def manual() -> str:
     detectors = Settings.model_fields["detectors"].annotation
     parts.append(_section("## [detectors.NAME]", get_args(detectors)[1], skip="options"))
     parts += [_section(f'## options of [detectors.NAME] kind = "{kind}"', options_class("detectors", kind)) for kind in kinds("detectors")]
+    parts.append(
+        "## GET /metrics\n\nWhere [api] is written. Besides, `process_*` of the process. Streams are never labels: their names come from outside.\n"
+    )
+    parts.append(_metrics())
     return "\n".join(parts)
+
+
+def _metrics() -> str:
+    rows = [f"| `{name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |" for name, metric in METRICS.items()]
+    return "\n".join(["| metric | type | labels | meaning |", "|---|---|---|---|", *rows, ""])
 
 
 def _section(title: str, model: type[BaseModel], skip: str = "") -> str:
