@@ -1,6 +1,7 @@
 """What messages say of their payload, in every way that interfaces.md lists, and when they lie."""
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,18 @@ def test_captured_by_header_event_broker_arrival() -> None:
     assert unwrap(message(timestamp=None)).captured == 9.0
     for other_unit in (1_767_225_600_000.0, 1_767_225_600_000_000.0, -1.0, float("nan")):
         assert unwrap(message(timestamp=other_unit)).captured == 9.0
+
+
+def test_only_the_attributes_of_its_binding_count() -> None:
+    """On MQTT they have no prefix; a plain `subject` on Kafka says nothing, nor does a `ce_subject` on MQTT."""
+    plain = message(key=b"k", subject=b"press/7", time=b"2026-01-01T00:00:00Z")
+    assert (unwrap(plain).stream, unwrap(plain).captured) == ("k", 7.0)
+    mqtt = dataclasses.replace(plain, cloudevents_prefix="")
+    assert (unwrap(mqtt).stream, unwrap(mqtt).captured) == ("press/7", MINUTE)
+    kafkas = dataclasses.replace(message(key=b"k", ce_subject=b"press/7"), cloudevents_prefix="")
+    assert unwrap(kafkas).stream == "k"
+    both = dataclasses.replace(message(stream=b"cam", subject=b"press/7"), cloudevents_prefix="")
+    assert unwrap(both).stream == "cam"
 
 
 def test_content_type_is_a_bare_media_type() -> None:
