@@ -47,7 +47,7 @@ class Mosquitto:
         lines: dict[str, object] = {
             "allow_anonymous": "true",
             "password_file": self._folder / "passwords",
-            "max_inflight_messages": 100,
+            "max_inflight_messages": 5000,  # v5 clients choose their receive maximum below it; 3.1.1 clients get it
             "max_queued_messages": 100_000,
             "persistence": "true",
             "persistence_location": f"{self._folder}/",

@@ -71,3 +71,13 @@ def plant(apache_kafka: Broker) -> Iterator[Plant]:
     plant = Plant(apache_kafka)
     yield plant
     plant.close()
+
+
+@pytest.fixture(params=["kafka", "mqtt", "mqtt 3.1.1"])
+def each_plant(request: pytest.FixtureRequest) -> Iterator[Plant]:
+    """A plant on Kafka, and one on MQTT in both versions."""
+    kind, _, version = request.param.partition(" ")
+    broker = request.getfixturevalue("apache_kafka" if kind == "kafka" else "mosquitto")
+    plant = Plant(broker, protocol=version or "5")
+    yield plant
+    plant.close()

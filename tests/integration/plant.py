@@ -1,10 +1,9 @@
-"""The plant around a daemon: cameras that send pictures to Kafka, consumers that read what came out, and the books."""
+"""The plant around a daemon: cameras that send pictures to a broker, consumers that read what came out, and the books."""
 
 import hashlib
 import json
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,20 +13,18 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaTimeoutError
-from kafka.producer.future import FutureRecordMetadata
 
 from brokers import Broker
 from fake_detector import KILLS, RAISES
 from integration.daemon import wait_until
-from kafka_plant import fresh, make_topic
+from integration.sides import Confirmed, Headers, Inlet, KafkaInlet, KafkaOutlet, MqttInlet, MqttOutlet, Outlet, Record
+from kafka_plant import fresh
+from mosquitto import Mosquitto
 
+AnyBroker = Broker | Mosquitto
 Kind = Literal["normal", "defect", "bad", "raises", "kills"]
 
 CORNER = {"raises": RAISES, "kills": KILLS}
-HEADERS = [("line", b"\x00\xff"), ("line", b"2")]
-"""Of every message: twice the same name, and bytes that are no text."""
 MODEL = {"score": "largest"}
 """Options of the fake detector: the largest difference to the mean training image tells a bright square from noise."""
 
@@ -49,6 +46,10 @@ def picture(kind: Kind, number: int, *, noise: int = 20) -> bytes:
     return payload
 
 
+_Pending = tuple[str, Kind, bytes, Confirmed]
+"""Source, kind and payload of a message that is on its way."""
+
+
 @dataclass(frozen=True)
 class Sent:
     """One message as the broker confirmed it."""
@@ -56,46 +57,10 @@ class Sent:
     id: str
     kind: Kind
     payload: bytes
+    headers: Headers
 
 
-class Topic:
-    """A new topic, read to its present end at every look."""
-
-    def __init__(self, broker: Broker, name: str) -> None:
-        self.name = make_topic(broker, name)
-        self.address = {"kind": "kafka", "bootstrap_servers": broker.plain, "topic": self.name}
-        self._partition = TopicPartition(self.name, 0)
-        self._records: list[Any] = []
-        self._consumer = self._reader()
-
-    def _reader(self) -> KafkaConsumer:
-        """A consumer that goes on after the records read so far."""
-        servers = self.address["bootstrap_servers"]
-        consumer = KafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, fetch_max_wait_ms=20, max_poll_records=2000)
-        consumer.assign([self._partition])
-        consumer.seek(self._partition, len(self._records))
-        return consumer
-
-    def look(self) -> list[Any]:
-        """Every record so far, in order, as kafka-python gives them."""
-        try:
-            end = self._consumer.end_offsets([self._partition])[self._partition]
-        except KafkaTimeoutError:  # a client that did not survive its broker's restart: a new one goes on where it was
-            self._consumer.close()
-            self._consumer = self._reader()
-            end = self._consumer.end_offsets([self._partition])[self._partition]
-        deadline = time.monotonic() + 30
-        while self._consumer.position(self._partition) < end:
-            assert time.monotonic() < deadline, f"{self.name} cannot be read to its end"
-            for records in self._consumer.poll(timeout_ms=200).values():
-                self._records += records
-        return self._records
-
-    def close(self) -> None:
-        self._consumer.close()
-
-
-def original(letter: Any) -> bytes:
+def original(letter: Record) -> bytes:
     """The payload that a dead letter holds, in its record or in the spilled file that the record names."""
     if ("monitor-spilled", b"true") not in letter.headers:
         return bytes(letter.value)
@@ -106,39 +71,45 @@ def original(letter: Any) -> bytes:
 
 
 class Plant:
-    """Topics of its own: one of images per source, `events` and `dead`, each of which may live on another broker."""
+    """Topics of its own: one of images per source, `events` and `dead`, each of which may live on another broker.
+
+    `group` is the consumer group, in MQTT what the client ids begin with. `protocol` is that of an MQTT source.
+    """
 
     def __init__(
         self,
-        broker: Broker,
+        broker: AnyBroker,
         *,
         partitions: int = 1,
         sources: Sequence[str] = ("cameras",),
-        events: Broker | None = None,
-        dead: Broker | None = None,
+        events: AnyBroker | None = None,
+        dead: AnyBroker | None = None,
+        protocol: Literal["5", "3.1.1"] = "5",
     ) -> None:
-        self._broker = broker
-        self.images = {source: make_topic(broker, source, partitions) for source in sources}
         self.group = fresh("group")
+        self._inlets = {source: self._inlet(broker, source, partitions, protocol) for source in sources}
+        self.images = {source: inlet.topic for source, inlet in self._inlets.items()}
         self.sent: list[Sent] = []
-        self._producer = KafkaProducer(bootstrap_servers=broker.plain, linger_ms=5)
-        self.events = Topic(events or broker, "events")
-        self.dead = Topic(dead or broker, "dead")
+        self.events = _outlet(events or broker, "events", "{stream}")
+        self.dead = _outlet(dead or broker, "dead", "letters")
         self._parsed: list[dict[str, Any]] = []
         self._number = 0
 
+    def _inlet(self, broker: AnyBroker, source: str, partitions: int, protocol: Literal["5", "3.1.1"]) -> Inlet:
+        if isinstance(broker, Mosquitto):
+            return MqttInlet(broker, source, f"{self.group}-{source}", protocol)
+        return KafkaInlet(broker, source, self.group, partitions)
+
     def close(self) -> None:
-        self._producer.close()
-        self.events.close()
-        self.dead.close()
+        for side in (*self._inlets.values(), self.events, self.dead):
+            side.close()
 
     def tables(self, **more: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """A monitor.toml for this plant: every source into detector `bottle`; `more` keys by table, `__` for the dot."""
-        source = {"kind": "kafka", "bootstrap_servers": self._broker.plain, "group_id": self.group, "max_in_flight": 64}
         tables: dict[str, dict[str, Any]] = {
             "daemon": {"site": "test", "state": "state.db", "grace": 20.0},
             "store": {"path": "models", "poll": 0.2},
-            **{f"sources.{name}": {**source, "topics": [topic], "group_instance_id": name} for name, topic in self.images.items()},
+            **{f"sources.{name}": dict(inlet.table) for name, inlet in self._inlets.items()},
             "detectors.bottle": {"kind": "fake", "inputs": list(self.images), "max_batch_size": 8, "max_wait": 0.02, "options": MODEL},
             "sinks.events": {**self.events.address, "events": ["alert", "score"]},
             "dead_letter": {**self.dead.address, "max_bytes": 2048, "spill": "spill"},
@@ -157,7 +128,7 @@ class Plant:
     def streaming(self, rate: float, *, seed: int) -> Iterator[None]:
         """Meanwhile send `rate` messages a second: one in ten defective, one in ten that is no image, the others normal."""
         ending = threading.Event()
-        pending: list[tuple[str, Kind, bytes, FutureRecordMetadata]] = []
+        pending: list[_Pending] = []
         kinds: tuple[Kind, ...] = ("defect", "bad", *("normal",) * 8)
 
         def run() -> None:
@@ -174,17 +145,16 @@ class Plant:
             thread.join()
         self._confirm(pending)
 
-    def _send(self, kind: Kind, source: str) -> tuple[str, Kind, bytes, FutureRecordMetadata]:
+    def _send(self, kind: Kind, source: str) -> _Pending:
         self._number += 1
         payload = picture(kind, self._number)
-        key = f"press/{self._number % 5}".encode()
-        return source, kind, payload, self._producer.send(self.images[source], value=payload, key=key, headers=HEADERS)
+        return source, kind, payload, self._inlets[source].send(payload, f"press/{self._number % 5}")
 
-    def _confirm(self, pending: Sequence[tuple[str, Kind, bytes, FutureRecordMetadata]]) -> list[Sent]:
+    def _confirm(self, pending: Sequence[_Pending]) -> list[Sent]:
         done = []
-        for source, kind, payload, future in pending:
-            where = future.get(timeout=120)
-            done.append(Sent(f"{source}/{where.topic}/{where.partition}-{where.offset}", kind, payload))
+        for source, kind, payload, confirmed in pending:
+            position, headers = confirmed()
+            done.append(Sent(f"{source}/{self.images[source]}/{position}", kind, payload, headers))
         self.sent += done
         return done
 
@@ -200,9 +170,9 @@ class Plant:
         ids = [event["id"].partition(":") for event in self.read(kind)]
         return Counter(sample_id for name, _, sample_id in ids if name == detector)
 
-    def dead_letters(self) -> dict[str, list[Any]]:
+    def dead_letters(self) -> dict[str, list[Record]]:
         """Sample id -> the records of the dead letter about that message."""
-        letters: dict[str, list[Any]] = {}
+        letters: dict[str, list[Record]] = {}
         for record in self.dead.look():
             said = {name: value.decode() for name, value in record.headers if name.startswith("monitor-")}
             letters.setdefault(f"{said['monitor-source']}/{said['monitor-topic']}/{said['monitor-position']}", []).append(record)
@@ -228,14 +198,8 @@ class Plant:
         wait_until(lambda: not self.outstanding(*detectors), seconds=seconds, what=what, every=0.2)
 
     def unsettled(self, source: str = "cameras") -> int:
-        """How many messages the group has not committed."""
-        consumer = KafkaConsumer(bootstrap_servers=self._broker.plain, group_id=self.group, enable_auto_commit=False)
-        topic = self.images[source]
-        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
-        ends = consumer.end_offsets(partitions)
-        behind = sum(ends[partition] - (consumer.committed(partition) or 0) for partition in partitions)
-        consumer.close()
-        return behind
+        """How many messages the broker would give the source again. Of MQTT it takes the session over for a moment."""
+        return self._inlets[source].unsettled()
 
     def audit(self, *detectors: str, doubles: bool = True, innocents: int = 0) -> None:
         """Close the books, after the last daemon has drained.
@@ -264,8 +228,12 @@ class Plant:
         for sample_id, records in letters.items():
             for record in records:
                 assert original(record) == sent[sample_id].payload, f"{sample_id} changed on its way to the dead letter"
-                assert [header for header in record.headers if not header[0].startswith("monitor-")] == HEADERS
+                assert [header for header in record.headers if not header[0].startswith("monitor-")] == list(sent[sample_id].headers)
                 reason = dict(record.headers)["monitor-reason"].decode()
                 assert (reason == "failed") == (sent[sample_id].kind != "bad"), f"{sample_id}: {reason}"
         for source in self.images:
             assert self.unsettled(source) == 0
+
+
+def _outlet(broker: AnyBroker, name: str, topic: str) -> Outlet:
+    return MqttOutlet(broker, name, topic) if isinstance(broker, Mosquitto) else KafkaOutlet(broker, name)

@@ -12,12 +12,13 @@ import pytest
 from integration.daemon import Daemon, wait_until
 from integration.plant import Plant
 
-KILLS = int(os.environ.get("MONITOR_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("MONITOR_TEST_KILLS", "2"))
 
 
 @pytest.mark.timeout(120 + 30 * KILLS)
 @pytest.mark.parametrize("point", ["mid-stream", "starting", "draining"])
-def test_kill_9_loses_nothing(plant: Plant, install: Callable[..., Path], point: str) -> None:
+def test_kill_9_loses_nothing(each_plant: Plant, install: Callable[..., Path], point: str) -> None:
+    plant = each_plant
     chance = random.Random(point)
     daemon = Daemon(install(plant.tables()))
     with plant.streaming(60, seed=len(point)), daemon:

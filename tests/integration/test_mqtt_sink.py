@@ -129,18 +129,19 @@ async def test_a_batch_is_one_round_trip() -> None:
         stream = BufferedByteReceiveStream(link)
         waiting: list[bytes] = []
         enough = 1
-        with suppress(anyio.IncompleteRead):
-            while True:
-                kind = (await stream.receive_exactly(1))[0] >> 4
-                body = await stream.receive_exactly(await _remaining_length(stream))
-                if kind == 1:  # CONNECT
-                    await link.send(b"\x20\x02\0\0")
-                elif kind == 3:  # PUBLISH
-                    packet_id = 2 + int.from_bytes(body[:2], "big")
-                    waiting.append(body[packet_id : packet_id + 2])
-                    if len(waiting) == enough:
-                        await link.send(b"".join(b"\x40\x02" + mid for mid in waiting))
-                        waiting, enough = [], 20
+        async with link:
+            with suppress(anyio.IncompleteRead):
+                while True:
+                    kind = (await stream.receive_exactly(1))[0] >> 4
+                    body = await stream.receive_exactly(await _remaining_length(stream))
+                    if kind == 1:  # CONNECT
+                        await link.send(b"\x20\x02\0\0")
+                    elif kind == 3:  # PUBLISH
+                        packet_id = 2 + int.from_bytes(body[:2], "big")
+                        waiting.append(body[packet_id : packet_id + 2])
+                        if len(waiting) == enough:
+                            await link.send(b"".join(b"\x40\x02" + mid for mid in waiting))
+                            waiting, enough = [], 20
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     address = f"mqtt://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"

@@ -12,7 +12,8 @@ from integration.plant import MODEL, Kind, Plant
 STREAM: list[Kind] = [*["normal"] * 9, "defect", "bad"]
 
 
-def test_what_makes_the_network_raise_goes_to_the_dead_letter_and_the_others_go_on(plant: Plant, install: Callable[..., Path]) -> None:
+def test_what_makes_the_network_raise_goes_to_the_dead_letter_and_the_others_go_on(each_plant: Plant, install: Callable[..., Path]) -> None:
+    plant = each_plant
     plant.send(*[*STREAM, "raises", *STREAM, "raises", "raises"] * 3)
     with Daemon(install(plant.tables())) as daemon:
         daemon.start()
@@ -23,7 +24,8 @@ def test_what_makes_the_network_raise_goes_to_the_dead_letter_and_the_others_go_
     plant.audit(doubles=False)
 
 
-def test_what_kills_the_process_goes_to_the_dead_letter_at_its_third_death(plant: Plant, install: Callable[..., Path]) -> None:
+def test_what_kills_the_process_goes_to_the_dead_letter_at_its_third_death(each_plant: Plant, install: Callable[..., Path]) -> None:
+    plant = each_plant
     plant.send(*STREAM, "kills", *STREAM)
     deaths = 0
     with Daemon(install(plant.tables())) as daemon:
