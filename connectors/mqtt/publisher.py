@@ -11,7 +11,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from connectors.mqtt.connection import Connection
-from connectors.mqtt.options import MqttProducerOptions
+from connectors.mqtt.options import MqttConnectionOptions
 from connectors.shrinking import Refused, Shrink, Shrinking
 from monitor.errors import ConfigError, Disconnected
 
@@ -56,8 +56,10 @@ class Publisher:
     A connection that failed is never used again, so that what it still holds cannot be sent later, after what was sent anew.
     """
 
-    def __init__(self, options: MqttProducerOptions) -> None:
+    def __init__(self, options: MqttConnectionOptions, *, delivery_timeout: float, client_id: str | None = None) -> None:
         self._options = options
+        self._delivery_timeout = delivery_timeout
+        self._client_id = client_id
         self._connection: Connection | None = None
         self._used = 0.0
         self._closed = False
@@ -140,18 +142,18 @@ class Publisher:
         if self._closed:
             raise Disconnected("the sink is closed", "lost")
         if self._connection is None:
-            self._connection = Connection(self._options, self._options.client_id or f"monitor-{uuid.uuid4().hex[:12]}")
+            self._connection = Connection(self._options, self._client_id or f"monitor-{uuid.uuid4().hex[:12]}")
             self._connection.open()
         return self._connection
 
     def _collect(self, connection: Connection, records: Sequence[Record], out: dict[int, int], outcomes: dict[int, Taken | Refused]) -> None:
         """Wait for the next answers, and move what they answer from `out` to `outcomes`."""
-        end = time.monotonic() + self._options.delivery_timeout
+        end = time.monotonic() + self._delivery_timeout
         while not connection.confirmed:
             if self._closed:
                 raise Disconnected("the sink is closed", "lost")
             if time.monotonic() > end:
-                within = f"delivery_timeout = {self._options.delivery_timeout} s"
+                within = f"delivery_timeout = {self._delivery_timeout} s"
                 raise Disconnected(f"{self._options.url} has not confirmed {len(out)} messages within {within}", "timeout")
             connection.step(_SLICE)
         for mid, reason in connection.confirmed.items():

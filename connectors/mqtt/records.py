@@ -7,9 +7,6 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-
 from connectors.mqtt.publish import Arrived
 from connectors.mqtt.text import LONGEST, is_text
 
@@ -26,16 +23,14 @@ def headers(arrived: Arrived) -> tuple[tuple[str, bytes], ...]:
     return (*arrived.user_properties, *content_type)
 
 
-def properties(headers: Headers) -> Properties:
-    """The other way. Raises ValueError, in words, for what MQTT cannot carry: its user properties are text."""
-    publish = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+def as_text(headers: Headers) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """The other way: content type and user properties. Raises ValueError, in words, for what MQTT cannot carry: it carries text."""
     content_types = [value for name, value in headers if name.lower() == "content-type"]
-    if content_types:
-        publish.ContentType = _text("content-type", content_types[-1])
-    for name, value in headers:
-        if name.lower() != "content-type":
-            publish.UserProperty = (_text(name, name.encode("utf-8", "surrogatepass")), _text(name, value))
-    return publish
+    user_properties = ((name, value) for name, value in headers if name.lower() != "content-type")
+    return (
+        _text("content-type", content_types[-1]) if content_types else None,
+        tuple((_text(name, name.encode("utf-8", "surrogatepass")), _text(name, value)) for name, value in user_properties),
+    )
 
 
 def position(topic: str, headers: Headers, payload: bytes) -> str:

@@ -1,7 +1,5 @@
 """Messages to the topic that an MQTT source reads, as a plant system would send them."""
 
-import math
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Self
@@ -10,17 +8,14 @@ import anyio
 import anyio.to_thread
 
 from connectors.mqtt import records
-from connectors.mqtt.connection import Connection
 from connectors.mqtt.options import MqttSourceOptions
-from monitor.errors import Disconnected, Rejected
+from connectors.mqtt.publisher import Publisher, Record, Taken
+from connectors.shrinking import Refused
+from monitor.errors import Rejected
 from monitor.types import Message
 
 _TIMEOUT = 30.0
 """Seconds for a batch of large files."""
-_TURN = 0.5
-_REFUSED = 0x80
-_PACKET_OVERHEAD = 16
-"""Bytes of a PUBLISH besides topic, properties and payload."""
 
 
 class MqttSender:
@@ -32,97 +27,57 @@ class MqttSender:
 
     def __init__(self, options: MqttSourceOptions) -> None:
         self._options = options
-        self._connection: Connection | None = None
+        self._publisher = Publisher(options, delivery_timeout=_TIMEOUT)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._connection is not None:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._connection.close)
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._publisher.close)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[tuple[str, str]]:
-        return await anyio.to_thread.run_sync(self._send, messages)
-
-    def _send(self, messages: Sequence[Message]) -> list[tuple[str, str]]:
-        addressed, mistakes = [], []
+        """Rejected also where nobody has subscribed, so that the broker keeps nothing (which MQTT 5 tells)."""
+        sent, mistakes = [], []
         for message in messages:
             try:
-                addressed.append(self._addressed(message))
+                sent.append(self._record(message))
             except ValueError as error:
                 mistakes.append(f"{message.position}: {error}")
         if mistakes:
             raise Rejected("; ".join(mistakes))
-        try:
-            self._publish(addressed)
-        except Disconnected:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            raise
-        return [(topic, records.position(topic, headers, payload)) for topic, headers, payload in addressed]
+        outcomes = await anyio.to_thread.run_sync(self._publisher.send, [record for record, _ in sent], lambda *_: None)
+        refused = [f"{record.topic}: {outcome.error}" for (record, _), outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Refused)]
+        unheard = {record.topic for (record, _), outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Taken) and not outcome.heard}
+        if unheard:
+            start = "run the daemon once, and the broker keeps for it what comes later"
+            refused.append(f"nobody has subscribed to {', '.join(sorted(unheard))}, so that the broker keeps nothing: {start}")
+        if refused:
+            raise Rejected(f"{self._options.url}: {'; '.join(refused)}")
+        return [(record.topic, position) for record, position in sent]
 
-    def _addressed(self, message: Message) -> tuple[str, records.Headers, bytes]:
-        """Topic, headers and payload. Raises ValueError, in words, where the message cannot be sent as it is."""
+    def _record(self, message: Message) -> tuple[Record, str]:
+        """With the position that the source will give it. Raises ValueError, in words, where it cannot be sent as it is."""
         stream = message.key if message.key is not None else dict(message.headers).get("stream")
         try:
             name = None if stream is None else stream.decode()
         except UnicodeDecodeError:
             raise ValueError(f"the stream's name is not UTF-8: {stream!r}") from None
         topic = self._topic(message.topic, name)
-        is_said = any(entry.matches(topic) and entry.stream(topic) == name for entry in self._options.parsed_topics)
-        if self._options.protocol == "3.1.1":
-            if name is not None and not is_said:
+        headers = list(message.headers) if self._options.protocol == "5" else []
+        if name is not None and not any(entry.matches(topic) and entry.stream(topic) == name for entry in self._options.parsed_topics):
+            if self._options.protocol != "5":
                 raise ValueError(f"MQTT 3.1.1 cannot say stream {name!r} on topic {topic!r}: write {{stream}} for one of its levels")
-            return topic, (), message.payload
-        headers = list(message.headers)
-        if name is not None and not is_said and not any(key == "stream" for key, _ in headers):
-            headers.append(("stream", name.encode()))
-        if records.said_id(headers) is None:
+            if not any(key == "stream" for key, _ in headers):
+                headers.append(("stream", name.encode()))
+        if self._options.protocol == "5" and records.said_id(headers) is None:
             headers.append(("id", str(uuid.uuid4()).encode()))
-        records.properties(headers)  # what it cannot carry is a mistake now
-        return topic, headers, message.payload
+        content_type, user_properties = records.as_text(headers)
+        record = Record(topic=topic, value=message.payload, content_type=content_type, headers=user_properties)
+        return record, records.position(topic, headers, message.payload)
 
     def _topic(self, wanted: str, stream: str | None) -> str:
         topics = self._options.parsed_topics
         if wanted and any(topic.matches(wanted) for topic in topics):
             return wanted
         return next((topic for topic in topics if not topic.has_wildcards), topics[0]).fill(stream)
-
-    def _publish(self, addressed: Sequence[tuple[str, records.Headers, bytes]]) -> None:
-        if self._connection is None:
-            connection = Connection(self._options, f"monitor-publish-{uuid.uuid4().hex[:8]}")
-            try:
-                connection.open()
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        connection = self._connection
-        self._refuse_large(connection, addressed)
-        v5 = self._options.protocol == "5"
-        window = getattr(connection.properties, "ReceiveMaximum", len(addressed))
-        waiting: dict[int, str] = {}
-        refused: list[str] = []
-        end = time.monotonic() + _TIMEOUT
-        for at, (topic, headers, payload) in enumerate(addressed, 1):
-            waiting[connection.publish(topic, payload, records.properties(headers) if v5 else None)] = topic
-            while waiting and (at == len(addressed) or len(waiting) >= window):
-                if time.monotonic() > end:
-                    raise Disconnected(f"{self._options.url} confirms nothing within {_TIMEOUT} s", "timeout")
-                connection.step(_TURN)
-                for mid in connection.confirmed.keys() & waiting.keys():
-                    said, code = waiting.pop(mid), connection.confirmed.pop(mid)
-                    if code.value >= _REFUSED:
-                        refused.append(f"{said}: {code}")
-        if refused:
-            raise Rejected(f"{self._options.url} refuses {len(refused)} of {len(addressed)} messages: {refused[0]}")
-
-    def _refuse_large(self, connection: Connection, addressed: Sequence[tuple[str, records.Headers, bytes]]) -> None:
-        """The broker would end the connection upon them."""
-        largest = getattr(connection.properties, "MaximumPacketSize", math.inf)
-        for topic, headers, payload in addressed:
-            size = _PACKET_OVERHEAD + len(topic.encode()) + len(payload) + sum(5 + len(name.encode()) + len(value) for name, value in headers)
-            if size > largest:
-                raise Rejected(f"{self._options.url} takes packets of {largest} bytes at most, this one to {topic} has {size}")

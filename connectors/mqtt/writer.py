@@ -21,7 +21,7 @@ class MqttWriter(Writer, Generic[Chosen]):
         super().__init__()
         self._options = options
         self._context = context
-        self._publisher = Publisher(options)
+        self._publisher = Publisher(options, delivery_timeout=options.delivery_timeout, client_id=options.client_id)
 
     def _check(self) -> None:
         credentials(self._options)

@@ -345,10 +345,22 @@ async def test_what_cannot_be_published_is_told(mosquitto: Mosquitto, topics: li
 
 async def test_a_packet_that_the_broker_does_not_take(mosquitto_with: Callable[..., Mosquitto]) -> None:
     broker = mosquitto_with(max_packet_size=2000)
-    async with MqttSender(source_options(broker, "a/b")) as sender:
-        with pytest.raises(Rejected, match="takes packets of 2000 bytes at most"):
+    options = source_options(broker, "a/b")
+    keep_session(options)
+    async with MqttSender(options) as sender:
+        with pytest.raises(Rejected, match="a packet of 30.. bytes, the broker takes at most 2000"):
             await sender.send([_message(payload=bytes(3000))])
         assert len(await sender.send([_message(payload=bytes(1000))])) == 1
+
+
+async def test_publishing_to_nobody_is_told(mosquitto: Mosquitto) -> None:
+    """The broker confirms it, and keeps nothing."""
+    options = source_options(mosquitto, "nobody/{stream}")
+    async with MqttSender(options) as sender:
+        with pytest.raises(Rejected, match="nobody has subscribed to nobody/cam"):
+            await sender.send([_message(b"cam")])
+        keep_session(options)
+        assert len(await sender.send([_message(b"cam")])) == 1
 
 
 async def test_another_process_may_hold_the_password(mosquitto: Mosquitto, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from pydantic import ValidationError
 
 from connectors.mqtt import records
@@ -155,13 +157,15 @@ def test_ids_are_plain_or_hashed() -> None:
 
 def test_headers_there_and_back() -> None:
     headers = (("x", "größe".encode()), ("x", b"2"), ("empty", b""), ("content-type", b"image/png"))
-    packed = records.properties(headers)
-    arrived = read_publish(0x32, b"\0\1a\0\7" + packed.pack() + b"payload", v5=True)  # type: ignore[no-untyped-call]
+    properties = Properties(PacketTypes.PUBLISH)
+    properties.ContentType, user_properties = records.as_text(headers)
+    properties.UserProperty = list(user_properties)
+    arrived = read_publish(0x32, b"\0\1a\0\7" + properties.pack() + b"payload", v5=True)
     assert arrived == Arrived("a", b"payload", 7, 1, False, b"image/png", headers[:3])
     assert records.headers(arrived) == headers
     for wrong in (b"\xff", b"a\0b", b"x" * 65_536):
         with pytest.raises(ValueError, match="header 'x'"):
-            records.properties([("x", wrong)])
+            records.as_text([("x", wrong)])
 
 
 def test_every_property_of_a_publish_is_passed_over_or_read() -> None:
