@@ -348,7 +348,7 @@ async def test_a_packet_that_the_broker_does_not_take(mosquitto_with: Callable[.
     options = source_options(broker, "a/b")
     keep_session(options)
     async with MqttSender(options) as sender:
-        with pytest.raises(Rejected, match="a packet of 30.. bytes, the broker takes at most 2000"):
+        with pytest.raises(Rejected, match=r"a packet of 30.. bytes, the broker takes at most 2000"):
             await sender.send([_message(payload=bytes(3000))])
         assert len(await sender.send([_message(payload=bytes(1000))])) == 1
 
