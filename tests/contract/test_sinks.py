@@ -124,8 +124,8 @@ async def test_a_score_and_an_alert_of_one_sample_share_an_id_and_both_are_there
 
 @pytest.mark.anyio
 async def test_of_one_sample_the_alert_alone_may_be_refused(place: SinkBinding, telemetry: Telemetry) -> None:
-    async with opened(place.options(max_bytes=4096), telemetry) as sink:
-        outlet = Outlet("alerts", sink, ["alert", "score"], telemetry.report)
+    outlet = Outlet("alerts", place.options(max_bytes=4096), ["alert", "score"], telemetry)
+    async with outlet.sink:
         refused = await outlet.send([score(1), alert(1, note="x" * 5000), score(2)])
     assert [(letter.message.topic, letter.message.position) for letter in refused] == [("monitor.alert.v1", alert(1).id)]
     assert {(event["type"], event["id"]) for event in place.events()} == {(score(number).type, score(number).id) for number in (1, 2)}
