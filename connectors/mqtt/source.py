@@ -8,7 +8,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Self
 
@@ -30,15 +31,13 @@ _TURN = 1.0
 """Seconds that the thread waits for traffic at most; it is woken when there is something to send."""
 _STEADY = 5.0
 """Seconds that a connection must hold until the next loss is followed by a quick try: two clients with one client_id end each other's for ever."""
-_CLOSE = 10.0
-"""Seconds that closing may take where the broker does not answer."""
+_CLOSE = 5.0
+"""Seconds that closing may take besides, where the broker does not answer."""
 _MOST_TOPICS = 10_000
 """Topics come from outside: so many are remembered."""
 
 Read = list[tuple[int, Message | None]]
 """Packet id (0 with QoS 0) and message, None where it is skipped."""
-Group = tuple[Window, list[tuple[int | None, Message]]]
-"""Number in the window (None with QoS 0) and message."""
 
 
 class MqttSource:
@@ -64,7 +63,7 @@ class MqttSource:
     async def __aenter__(self) -> Self:
         await anyio.to_thread.run_sync(credentials, self._options)  # unusable files are a mistake in the configuration, not a broker that is away
         self._loop = asyncio.get_running_loop()
-        self._send, self._received = anyio.create_memory_object_stream[Group | BaseException](math.inf)
+        self._send, self._received = anyio.create_memory_object_stream[Window | BaseException](math.inf)
         if self._places.closed:
             self._send.close()
         self._thread = threading.Thread(target=self._run, name=f"mqtt source {self._context.name}", daemon=True)
@@ -78,7 +77,7 @@ class MqttSource:
         if self._connection is not None:
             self._connection.wake()
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._thread.join, _CLOSE)
+            await anyio.to_thread.run_sync(self._thread.join, self._options.connect_timeout + _CLOSE)
         self._received.close()
 
     async def stop(self) -> None:
@@ -87,40 +86,37 @@ class MqttSource:
             self._send.close()
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
-        async for group in self._received:
-            if isinstance(group, BaseException):
-                raise group
-            window, messages = group
-            for number, message in messages:
-                while not self._places.free and not self._places.closed:
+        async for window in self._received:
+            if isinstance(window, BaseException):
+                raise window
+            while window.waiting and not self._places.closed:
+                if self._places.free:
+                    number, message = window.waiting.popleft()
+                    yield Delivery(message, self._places.take(partial(self._settled, window, number)))
+                else:
                     await self._places.changed(math.inf)
-                if self._places.closed:
-                    return
-                if window.dead and number is not None:  # comes again, on the next connection
-                    self._let_go()
-                    continue
-                yield Delivery(message, self._places.take(partial(self._settled, window, number)))
 
     def _settled(self, window: Window, number: int | None) -> None:
-        self._let_go()
+        self._let_go(1)
         if number is not None:
             window.settle(number)
 
-    def _let_go(self) -> None:
+    def _let_go(self, count: int) -> None:
         with self._lock:
-            self._held -= 1
+            self._held -= count
 
-    def _pass_on(self, window: Window, group: Read) -> None:
-        """In the event loop."""
-        messages: list[tuple[int | None, Message]] = []
-        for mid, message in group:
+    def _pass_on(self, window: Window, arrived: Read) -> None:
+        for mid, message in arrived:
             number = window.arrived(mid) if mid else None
             if message is not None:
-                messages.append((number, message))
+                window.waiting.append((number, message))
             elif number is not None:
                 window.settle(number)
-        if messages and not self._places.closed:
-            self._send.send_nowait((window, messages))
+        if not self._places.closed:
+            self._send.send_nowait(window)
+
+    def _kill(self, window: Window) -> None:
+        self._let_go(window.kill())
 
     def _fail(self, error: BaseException) -> None:
         if not self._places.closed:
@@ -140,7 +136,12 @@ class MqttSource:
                     self._report_lost(Disconnected(str(error), "not_authorised"))
                 self._closing.wait(backoff.delay())
         except BaseException as error:  # a bug: the daemon must hear of it, or it would wait for ever
-            self._loop.call_soon_threadsafe(self._fail, error)
+            self._tell(self._fail, error)
+
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        """The event loop, unless it has gone without waiting for us."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     def _serve(self, backoff: Backoff) -> None:
         """Read over one connection until we close or it ends."""
@@ -164,7 +165,7 @@ class MqttSource:
                     backoff.reset()
             self._acknowledge(connection, window)
         finally:
-            self._loop.call_soon_threadsafe(window.kill)
+            self._tell(self._kill, window)
             connection.close()
 
     @property
@@ -187,7 +188,7 @@ class MqttSource:
                 with self._lock:
                     self._held += 1
             group.append((one.mid, message))
-        self._loop.call_soon_threadsafe(self._pass_on, window, group)
+        self._tell(self._pass_on, window, group)
 
     def _take_unkept(self, topic: str) -> bool:
         """Whether there is a place for a message with QoS 0, for which the broker does not wait."""

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 from connectors.ledger import Ledger
+from monitor.types import Message
 
 
 class Window:
@@ -16,18 +17,18 @@ class Window:
     def __init__(self, wake: Callable[[], None]) -> None:
         self.released: deque[int] = deque()
         """Packet ids to be acknowledged, in order."""
-        self.dead = False
-        """The connection is over: the broker sends what was not acknowledged again, and may give its packet ids to other messages."""
+        self.waiting: deque[tuple[int | None, Message]] = deque()
+        """What is not handed out yet, with its number; None with QoS 0, for which nobody waits."""
         self._wake = wake
         self._numbers = itertools.count()
         self._ledger: Ledger[int] = Ledger()
-        self._waiting: deque[tuple[int, int]] = deque()
+        self._unacknowledged: deque[tuple[int, int]] = deque()
 
     def arrived(self, mid: int) -> int:
         """A message came with this packet id. Returns its number here."""
         number = next(self._numbers)
         self._ledger.track(number)
-        self._waiting.append((number, mid))
+        self._unacknowledged.append((number, mid))
         return number
 
     def settle(self, number: int) -> None:
@@ -36,12 +37,16 @@ class Window:
         if mark is None:
             return
         self._ledger.committed(mark)
-        while self._waiting and self._waiting[0][0] <= mark:
-            self.released.append(self._waiting.popleft()[1])
+        while self._unacknowledged and self._unacknowledged[0][0] <= mark:
+            self.released.append(self._unacknowledged.popleft()[1])
         self._wake()
 
-    def kill(self) -> None:
-        """What is settled from now on is never acknowledged."""
-        self.dead = True
+    def kill(self) -> int:
+        """The connection is over: what is settled from now on is never acknowledged, and may have another's packet id by now.
+
+        What waits is dropped, as it comes again; returns how many. Messages with QoS 0 do not, and stay."""
         self._ledger.kill()
-        self._waiting.clear()
+        self._unacknowledged.clear()
+        before = len(self.waiting)
+        self.waiting = deque(one for one in self.waiting if one[0] is None)
+        return before - len(self.waiting)
