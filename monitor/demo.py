@@ -39,7 +39,7 @@ RATE = 4.0
 """Parts a second."""
 TRAINING_SEED, LINE_SEED = 20260, 415
 """The line's parts are others than those of the training, so nothing is found because it was seen before."""
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 """Seconds without an event, while parts are under way, after which something is wrong."""
 _END = 30.0
 """Seconds that a child has to end."""

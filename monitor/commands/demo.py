@@ -18,13 +18,11 @@ example:
   monitor demo --seconds 30
 
 Needs no broker, no data and no configuration. It trains within two minutes on two cores; a second demo in the same folder takes
-the model that is there. Everything lies in the folder afterwards, a monitor.toml to begin with too."""
+the model that is there. Everything lies in the folder afterwards, with a monitor.toml to begin with. It reads no --config."""
 
 FEWEST, MOST = 5, 600
 _ONE_IN = 8
 """So many parts to a faulty one, roughly."""
-_EARLIER = ("good", "monitor.toml")
-"""What every demo leaves in its folder."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,6 +36,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def execute(arguments: argparse.Namespace) -> int:
+    folder = _folder(arguments)
+
     import anyio
 
     from monitor import demo
@@ -46,7 +46,6 @@ def execute(arguments: argparse.Namespace) -> int:
     from monitor.simulation import PART_FAULTS
     from monitor.store import ModelStore
 
-    folder = _folder(arguments)
     file, pictures = folder / "monitor.toml", folder / "pictures"
     parts = round(arguments.seconds * demo.RATE)
     faulty = len(PART_FAULTS) * max(1, round(parts / _ONE_IN / len(PART_FAULTS)))
@@ -100,16 +99,14 @@ def _folder(arguments: argparse.Namespace) -> Path:
         mistakes.append(f"--seconds: expected {FEWEST} to {MOST}, found {arguments.seconds}")
     if find_spec("iotcore") is None:
         mistakes.append("the demo's MQTT broker is not installed: pip install 'plant-monitor[demo]'")
-    if folder.is_dir() and any(folder.iterdir()) and not all((folder / name).exists() for name in _EARLIER):
+    if folder.is_dir() and any(folder.iterdir()) and not ((folder / "good").is_dir() and (folder / "monitor.toml").is_file()):
         mistakes.append(f"--folder: {folder} holds other things: expected a new or empty folder, or that of an earlier demo")
     if mistakes:
         raise ConfigError(*mistakes)
-    make_folder("--folder", folder)
-    for name in _EARLIER[:1]:
+    shutil.rmtree(folder / "pictures", ignore_errors=True)  # of an earlier demo
+    for name in ("good", "pictures"):
         make_folder("--folder", folder / name)
-    (folder / _EARLIER[1]).touch()
-    shutil.rmtree(folder / "pictures", ignore_errors=True)
-    make_folder("--folder", folder / "pictures")
+    (folder / "monitor.toml").touch()
     return folder
 
 

@@ -1,0 +1,147 @@
+"""`monitor demo` as a stranger types it: in an empty folder, with no broker, no data and no monitor.toml."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from integration.daemon import environment, wait_until
+
+FULL = 600
+"""Seconds that a whole demo may take on a slow and busy machine; on a free one it takes about one minute."""
+
+pytestmark = pytest.mark.timeout(FULL + 60)
+
+
+def demo(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-P", "-m", "monitor", "demo", *arguments]
+    return subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+@contextmanager
+def running(home: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A long demo with the model of an earlier one, from the first alert on."""
+    process = demo(home, "--seconds", "600")
+    try:
+        assert process.stdout is not None
+        assert any("ALERT" in said for said in iter(process.stdout.readline, "")), process.communicate()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def children(home: Path) -> list[str]:
+    """Command lines of processes that work in this folder, or were told of it; ended ones that nobody has waited for have none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line, here = (entry / "cmdline").read_bytes(), (entry / "cwd").readlink()
+            except OSError:  # it has ended meanwhile
+                continue
+            if line and here == home:
+                found.append(line.replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, Any]]:
+    """One whole demo: where, what it printed, and what it wrote for machines."""
+    home = tmp_path_factory.mktemp("stranger")
+    process = demo(home, "--seconds", "5", "--json", "answer.json")
+    try:
+        printed, errors = process.communicate(timeout=FULL)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, f"{printed}\n{errors}"
+    assert "train 7/7" in errors, "plain lines where no terminal is"
+    return home, printed, json.loads((home / "answer.json").read_text())
+
+
+def test_it_trains_streams_and_says_what_it_found(told: tuple[Path, str, dict[str, Any]]) -> None:
+    home, printed, answer = told
+    each = answer["each"]
+    planted = [one for one in each if one["fault"] is not None]
+
+    assert (answer["parts"], answer["planted"], answer["good"]) == (20, 6, 14)
+    assert len({one["fault"] for one in planted}) == 6
+    assert answer["found"] == sum(one["alerted"] for one in planted)
+    assert answer["false_alarms"] == sum(one["alerted"] for one in each if one["fault"] is None)
+    assert all(one["alerted"] == (one["score"] > one["threshold"]) for one in each), "every part was scored, and what is strange alerted"
+    (missing,) = [one for one in planted if one["fault"] == "missing bolt"]
+    assert missing["alerted"], "the plainest of all faults"
+    assert missing["located"]
+    assert f"{answer['found']} of 6 planted faults" in printed
+    assert f"{answer['false_alarms']} of 14 good parts" in printed
+    (where,) = re.findall(rf"part {missing['number']:03}  ALERT .*?(\d+)x(\d+) px at \((\d+), (\d+)\) .* missing bolt", printed)
+    box = missing["regions"][0]
+    assert tuple(map(int, where)) == (box["width"], box["height"], box["x"], box["y"])
+    assert children(home) == []
+
+
+def test_its_pictures_show_the_part_its_map_and_what_was_missed(told: tuple[Path, str, dict[str, Any]]) -> None:
+    home, _, answer = told
+    pictures = {picture.name: cv2.imread(str(picture)) for picture in (home / answer["pictures"]).iterdir()}
+
+    for one in answer["each"]:
+        names = [name for name in pictures if name.startswith(f"part-{one['number']:03}-")]
+        expected = 2 if one["alerted"] else 1 if one["fault"] else 0
+        assert len(names) == expected, f"{one}: {names}"
+        for name in names:
+            assert pictures[name].shape == ((192, 192, 3) if name.endswith("-map.png") else (384, 768, 3))
+            assert ("missed" in name) == (not one["alerted"])
+
+
+def test_its_configuration_is_one_to_keep(told: tuple[Path, str, dict[str, Any]]) -> None:
+    home, _, answer = told
+    command = [sys.executable, "-P", "-m", "monitor", "check", "--config", str(home / answer["configuration"])]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment())
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "flange" in done.stdout
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_nothing_of_it_goes_on_when_it_is_ended(told: tuple[Path, str, dict[str, Any]], how: signal.Signals, code: int) -> None:
+    home, _, _ = told
+    with running(home) as process:
+        assert len(children(home)) == 3, "itself, the broker, the daemon"
+        process.send_signal(how)
+        process.communicate(timeout=60)
+        assert process.returncode == code
+        wait_until(lambda: not children(home), seconds=60, what=lambda: f"still there: {children(home)}")
+
+
+def test_a_folder_of_others_and_wrong_seconds_are_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "monitor-demo").mkdir()
+    (tmp_path / "monitor-demo" / "thesis.txt").write_text("mine")
+    process = demo(tmp_path, "--seconds", "2")
+    printed, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 2
+    assert printed == ""
+    assert "--seconds: expected 5 to 600, found 2" in errors
+    assert "--folder: monitor-demo holds other things" in errors
+    assert [entry.name for entry in (tmp_path / "monitor-demo").iterdir()] == ["thesis.txt"]
+
+
+def test_without_its_broker_it_says_what_to_install(tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['iotcore'] = None; from monitor.__main__ import main; sys.exit(main(['demo']))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", hide], check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment()
+    )
+
+    assert done.returncode == 2
+    assert done.stderr == "the demo's MQTT broker is not installed: pip install 'plant-monitor[demo]'\n"
+    assert list(tmp_path.iterdir()) == []
