@@ -130,7 +130,8 @@ class Daemon:
         return int(self.process.returncode)
 
     def drain(self) -> None:
-        """An orderly stop: SIGTERM, exit 0."""
+        """An orderly stop: SIGTERM, once it listens to signals; exit 0."""
+        self.ready()
         self.signal(signal.SIGTERM)
         code = self.exit_code()
         assert code == 0, self.tail()

@@ -16,7 +16,7 @@ import numpy as np
 
 from brokers import Broker
 from fake_detector import KILLS, RAISES
-from integration.daemon import wait_until
+from integration.daemon import Daemon, wait_until
 from integration.sides import Confirmed, Headers, Inlet, KafkaInlet, KafkaOutlet, MqttInlet, MqttOutlet, Outlet, Record
 from kafka_plant import fresh
 from mosquitto import Mosquitto
@@ -197,6 +197,13 @@ class Plant:
 
         wait_until(lambda: not self.outstanding(*detectors), seconds=seconds, what=what, every=0.2)
 
+    def finish(self, daemon: Daemon, *, seconds: float = 120) -> None:
+        """Until nothing is outstanding, and what comes again has come: one more message stands behind all of it. Then drain."""
+        self.wait(seconds=seconds)
+        self.send("normal")
+        self.wait(seconds=seconds)
+        daemon.drain()
+
     def unsettled(self, source: str = "cameras") -> int:
         """How many messages the broker would give the source again. Of MQTT it takes the session over for a moment."""
         return self._inlets[source].unsettled()
@@ -209,6 +216,7 @@ class Plant:
         many good messages may lie in the dead letter as failed, because the process was killed with them in work.
         """
         letters = self.dead_letters()
+        doubled = lost = 0
         good, defects = self.ids("normal", "defect"), self.ids("defect")
         excused = letters.keys() & good
         assert len(excused) <= innocents, f"good, but in the dead letter: {sorted(excused)}"
@@ -220,6 +228,8 @@ class Plant:
             assert good - scores.keys() - excused == set(), "messages that were lost"
             assert scores.keys() - good == set(), "scores of what cannot be scored"
             again = [sample_id for sample_id, times in (alerts + scores).items() if times > 1 + (sample_id in alerts)]
+            doubled += len(again)
+            lost += len(good - scores.keys() - excused)
             assert doubles or not again, f"doubles: {again}"
         for event in [*self.read("alert"), *self.read("score")]:
             data, sample = event["data"], event["data"]["sample"]
@@ -233,6 +243,8 @@ class Plant:
                 assert (reason == "failed") == (sent[sample_id].kind != "bad"), f"{sample_id}: {reason}"
         for source in self.images:
             assert self.unsettled(source) == 0
+        books = f"{len(self.sent)} messages, {lost} lost, {len(excused)} dead letters of good ones, {doubled} doubled with the same id"
+        print(f"books: {books}")  # noqa: T201 (pytest -s shows it)
 
 
 def _outlet(broker: AnyBroker, name: str, topic: str) -> Outlet:

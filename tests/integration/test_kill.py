@@ -33,6 +33,5 @@ def test_kill_9_loses_nothing(each_plant: Plant, install: Callable[..., Path], p
             daemon.kill()
     with daemon:
         daemon.start()
-        plant.wait(seconds=120)
-        daemon.drain()
+        plant.finish(daemon)
     plant.audit(innocents=KILLS // 3)

@@ -1,6 +1,9 @@
 """The daemon on MQTT: brokers that stop, are killed and come back, sinks that are away, takeover, sessions that end; and beside Kafka.
 
-MONITOR_TEST_RESTARTS is how often the broker of the pictures restarts in mid-stream.
+MONITOR_TEST_RESTARTS is how often the broker of the pictures restarts in mid-stream, MONITOR_TEST_KILLS how often the daemon is
+killed meanwhile. A show of 20 kills and 5 restarts, with its books:
+
+    MONITOR_TEST_KILLS=20 MONITOR_TEST_RESTARTS=5 pytest -s tests/integration/test_mqtt_plant.py -k mid_stream
 """
 
 import os
@@ -16,6 +19,7 @@ from integration.plant import MODEL, Plant
 from mosquitto import Mosquitto
 
 RESTARTS = int(os.environ.get("MONITOR_TEST_RESTARTS", "2"))
+KILLS = int(os.environ.get("MONITOR_TEST_KILLS", "2"))
 SLOW = {"options": {**MODEL, "delay": 0.1}}
 """80 messages a second at most: with more, some wait in the daemon and some in the broker."""
 
@@ -39,31 +43,40 @@ def built() -> Iterator[NewPlant]:
         plant.close()
 
 
-def come_back(daemon: Daemon, times: int) -> None:
-    """Wait until the source has reconnected so often."""
-    wait_until(lambda: len(daemon.events("source_connected", source="cameras")) >= times, seconds=60, what=daemon.tail)
+def restart(broker: Mosquitto, end: Callable[[], None], daemon: Daemon) -> None:
+    """End the broker, start it again, and wait for the daemon to have noticed both."""
+    lost, back = (len(daemon.events(what, source="cameras")) for what in ("source_disconnected", "source_connected"))
+    end()
+    wait_until(lambda: len(daemon.events("source_disconnected", source="cameras")) > lost, seconds=60, what=daemon.tail)
+    broker.start()
+    wait_until(lambda: len(daemon.events("source_connected", source="cameras")) > back, seconds=60, what=daemon.tail)
 
 
+@pytest.mark.timeout(180 + 30 * (RESTARTS + KILLS))
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_the_broker_restarts_in_mid_stream(
+def test_the_broker_restarts_and_the_daemon_is_killed_in_mid_stream(
     own_mosquitto: Mosquitto, mosquitto: Mosquitto, built: NewPlant, install: Callable[..., Path], protocol: str
 ) -> None:
     """An orderly stop saves all that was confirmed; what the cameras had no word of, they send again."""
     plant = built(own_mosquitto, events=mosquitto, dead=mosquitto, protocol=protocol)
     with Daemon(install(plant.tables())) as daemon:
+
+        def go_on() -> None:
+            before = len(plant.scored())
+            wait_until(lambda: len(plant.scored()) > before + 30, seconds=60, what=daemon.tail)
+
         daemon.start()
         with plant.streaming(60, seed=11):
-            for restart in range(RESTARTS):
-                before = len(plant.scored())
-                wait_until(lambda before=before: len(plant.scored()) > before + 30, seconds=60, what=daemon.tail)
-                own_mosquitto.stop()
-                wait_until(lambda restart=restart: len(daemon.events("source_disconnected")) > restart, seconds=60, what=daemon.tail)
-                own_mosquitto.start()
-                come_back(daemon, restart + 1)
-        plant.wait()
-        daemon.drain()
-        assert not daemon.events("session_lost")
-    plant.audit()
+            for number in range(RESTARTS):
+                for _ in range(KILLS * number // RESTARTS, KILLS * (number + 1) // RESTARTS):
+                    go_on()
+                    daemon.kill()
+                    daemon.start()
+                go_on()
+                restart(own_mosquitto, own_mosquitto.stop, daemon)
+                assert not daemon.events("session_lost")
+        plant.finish(daemon)
+    plant.audit(innocents=KILLS // 3)
 
 
 def test_the_broker_is_killed_and_starts_again_with_what_it_had_saved(
@@ -73,17 +86,13 @@ def test_the_broker_is_killed_and_starts_again_with_what_it_had_saved(
     plant = built(own_mosquitto, events=mosquitto, dead=mosquitto)
     with Daemon(install(plant.tables(detectors__bottle=SLOW))) as daemon:
         daemon.start()
-        for restart in range(RESTARTS):
+        for _ in range(RESTARTS):
             before = len(plant.scored())
             plant.send(*["normal", "defect", "bad", "normal"] * 60)
             own_mosquitto.save()
             wait_until(lambda before=before: len(plant.scored()) > before, seconds=60, what=daemon.tail)
-            own_mosquitto.kill()
-            assert plant.outstanding(), "too fast: nothing was in work"
-            own_mosquitto.start()
-            come_back(daemon, restart + 1)
-        plant.wait()
-        daemon.drain()
+            restart(own_mosquitto, own_mosquitto.kill, daemon)
+        plant.finish(daemon)
         assert not daemon.events("session_lost")
     plant.audit()
 
@@ -105,8 +114,7 @@ def test_while_a_sink_or_the_dead_letter_is_away_the_broker_of_the_pictures_keep
         own_mosquitto.start()
         assert kept >= len(plant.outstanding()) > 0, "settled although its effects were not safe"
         daemon.start()
-        plant.wait()
-        daemon.drain()
+        plant.finish(daemon)
     plant.audit()
 
 
@@ -129,8 +137,7 @@ def test_another_daemon_with_the_same_client_id_takes_over(mosquitto: Mosquitto,
             assert "another client" in told["error"]
             one.kill()
             wait_until(lambda: scored_by("two") > 60, seconds=60, what=two.tail)
-        plant.wait()
-        two.drain()
+        plant.finish(two)
     plant.audit()
 
 
@@ -142,13 +149,10 @@ def test_a_session_that_the_broker_lost_is_told_and_the_daemon_goes_on(
         daemon.start()
         plant.send(*["normal", "defect", "bad"] * 5)
         plant.wait()
-        own_mosquitto.kill()  # it had saved nothing
-        own_mosquitto.start()
-        daemon.wait_for("session_lost", source="cameras", seconds=60)
-        come_back(daemon, 1)
+        restart(own_mosquitto, own_mosquitto.kill, daemon)  # it had saved nothing
+        assert daemon.events("session_lost", source="cameras")
         plant.send(*["normal", "defect", "bad"] * 5)
-        plant.wait()
-        daemon.drain()
+        plant.finish(daemon)
     plant.audit()
 
 
@@ -172,8 +176,7 @@ def test_a_session_that_expired_starts_anew(
         wait_until(lambda: broker.log().count(granted) > subscribed, seconds=60, what=daemon.tail)
         plant.sent = plant.sent[: -len(late)]
         plant.send(*["normal", "defect", "bad"] * 5)
-        plant.wait()
-        daemon.drain()
+        plant.finish(daemon)
     assert not plant.scored().keys() & {sent.id for sent in late}
     plant.audit()
 
