@@ -1,16 +1,20 @@
 """The other side of MQTT source tests: a publisher, and a source with its reports."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+import kafka_plant
 from connectors.mqtt.connection import Connection
 from connectors.mqtt.options import MqttSourceOptions
 from connectors.mqtt.source import MqttSource
@@ -19,6 +23,9 @@ from monitor.ports import Context, Delivery
 from mosquitto import Mosquitto
 
 PATIENCE = 60.0
+
+take = partial(kafka_plant.take, seconds=PATIENCE)
+until = partial(kafka_plant.until, seconds=PATIENCE)
 
 
 @contextmanager
@@ -62,6 +69,30 @@ async def reading(options: MqttSourceOptions, reports: Reports | None = None) ->
     reports = reports or Reports()
     async with MqttSource(options, Context(name="cameras", report=reports.report)) as source:
         yield source, aiter(source)
+
+
+@asynccontextmanager
+async def collecting(options: MqttSourceOptions, reports: Reports | None = None) -> AsyncIterator[list[bytes]]:
+    """The payloads of all that comes, each settled at once."""
+    collected: list[bytes] = []
+    async with reading(options, reports) as (source, deliveries), anyio.create_task_group() as tasks:
+
+        async def collect() -> None:
+            async for delivery in deliveries:
+                collected.append(delivery.message.payload)
+                delivery.settle()
+
+        tasks.start_soon(collect)
+        yield collected
+        await source.stop()
+
+
+async def publish_until(condition: Callable[[], object], broker: Mosquitto, topic: str, payload: bytes) -> None:
+    """Again and again: nobody tells when a source has subscribed."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.to_thread.run_sync(publish, broker, topic, [payload])
+            await anyio.sleep(0.02)
 
 
 def keep_session(options: MqttSourceOptions) -> None:

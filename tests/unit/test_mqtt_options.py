@@ -1,6 +1,7 @@
 """What an operator may write of an MQTT source, topic templates, what a PUBLISH holds, and the order of acknowledgements."""
 
 import random
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from paho.mqtt.properties import Properties
 from pydantic import ValidationError
 
 from connectors.mqtt import records
+from connectors.mqtt.connection import Connection
 from connectors.mqtt.options import MqttSourceOptions
 from connectors.mqtt.publish import Arrived, read_publish
 from connectors.mqtt.topics import Topic, overlap
 from connectors.mqtt.window import Window
+from monitor.errors import Disconnected
 from monitor.types import Message
 
 
@@ -79,6 +82,18 @@ def test_the_password_and_what_only_one_may_have(tmp_path: Path) -> None:
     assert options.secret("password") == " from a file "
     assert options.sole == "client_id 'monitor-1' at broker:1883"
     assert (source(protocol="3.1.1").stock_window, source().stock_window) == (20, None)
+
+
+def test_a_host_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", unknown)
+    connection = Connection(source(), "x")
+    with pytest.raises(Disconnected, match="broker is no known host") as caught:
+        connection.open()
+    connection.close()
+    assert caught.value.cause == "refused"
 
 
 @pytest.mark.parametrize(
