@@ -274,17 +274,17 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def comparison(outcome: Outcome, map_threshold: float) -> NDArray[np.uint8]:
-    """The picture as it was sent, and beside it under its map, if it was alerted; twice as large, the planted fault outlined in green."""
+    """Side by side, twice as large: the picture as it was sent, the planted fault outlined, and what the map shows, if it was alerted."""
     side = _ENLARGED * outcome.part.image.shape[0]
-    image = cv2.resize(outcome.part.image, (side, side), interpolation=cv2.INTER_CUBIC)
+    sent = np.asarray(cv2.resize(outcome.part.image, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
     mask = cv2.resize(outcome.part.mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST).astype(np.bool_)
-    heat = np.zeros((side, side), np.float32)
+    panels = [sent, overlay(sent, np.zeros((side, side), np.float32), mask)]
     if outcome.map is not None and outcome.alert is not None:
         grey = np.asarray(cv2.imdecode(np.frombuffer(outcome.map, np.uint8), cv2.IMREAD_GRAYSCALE), np.float32)
         black, white = (np.float32(outcome.alert["map"][end]) for end in ("black", "white"))
-        values = cv2.resize(black + grey / 255 * (white - black), (side, side))
-        heat = Scale(map_threshold).heat(np.asarray(values, np.float32))
-    return np.hstack([np.asarray(image, np.uint8), overlay(np.asarray(image, np.uint8), heat, mask)])
+        values = np.asarray(cv2.resize(black + grey / 255 * (white - black), (side, side)), np.float32)
+        panels.append(overlay(sent, Scale(map_threshold).heat(values), np.zeros_like(mask)))
+    return np.hstack(panels)
 
 
 def where(box: Mapping[str, int], side: int) -> str:

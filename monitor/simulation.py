@@ -126,22 +126,27 @@ class _View:
                 black = 0.4 + 0.6 * severity
                 other = self._bolted(socket, (1 - black) * _BRASS + black * _BLACK)
             return _over(good, other, self._edge(np.hypot(self.bolt_x, self.bolt_y) - 0.055) * here[..., 0])
+        colour, coverage = self._mark(fault, severity, random)
+        return _over(good, colour, coverage * self._edge(self.radius - 0.415))  # nothing of it lies on the table
+
+    def _mark(self, fault: PartFault, severity: float, random: Generator) -> tuple[FloatArray, FloatArray]:
+        """Colour and (S, S) coverage of what lies somewhere on the part."""
         where, toward = (random.uniform(0, 2 * math.pi) for _ in range(2))
         away = random.uniform(0.24, 0.36)
         x, y = away * math.cos(where), away * math.sin(where)
         if fault == "scratch":
             shape = self._stroke(x, y, toward, 0.10 + 0.18 * severity, 0.005 + 0.009 * severity, 0.25, random)
-            return _over(good, _BARE, shape * (0.4 + 0.6 * severity))
+            return _BARE, shape * (0.4 + 0.6 * severity)
         if fault == "crack":
             x, y = 0.19 * math.cos(where), 0.19 * math.sin(where)
             shape = self._stroke(x, y, where, 0.10 + 0.13 * severity, 0.005 + 0.010 * severity, 0.4, random)
-            return _over(good, _CRACK, shape * (0.5 + 0.5 * severity))
+            return _CRACK, shape * (0.5 + 0.5 * severity)
         if fault == "chip":
             across, down = (random.uniform(0.6, 1.4) * (0.014 + 0.026 * severity) for _ in range(2))
-            return _over(good, _PLASTIC, self._patch(x, y, toward, across, down))
+            return _PLASTIC, self._patch(x, y, toward, across, down)
         across, down = (random.uniform(0.7, 1.3) * (0.03 + 0.05 * severity) for _ in range(2))
         soft = _floats(cv2.GaussianBlur(self._patch(x, y, toward, across, down), (0, 0), 0.012 * self.side))
-        return _over(good, _RUST, soft * (0.35 + 0.55 * severity))
+        return _RUST, soft * (0.35 + 0.55 * severity)
 
     def exposed(self, scene: FloatArray, random: Generator) -> NDArray[np.uint8]:
         """In this view's light, with grain, as 8 bit."""

@@ -196,9 +196,9 @@ def _summary(answer: dict[str, Any], line: "Line") -> Sequence[str]:
         words.append(f"delay         {median(delays):.2f} s from camera to alert (median)")
     return [
         *words,
-        f"pictures      {answer['pictures']}: each alert beside its map, the planted fault outlined in green; what was missed, too",
-        f"daemon        {file.parent / 'monitor.log'} is its log, {file} its configuration, to keep and change:",
-        "              for your own line, its two urls are those of your broker, and the detector is trained on your good pictures (README.md)",
-        f"next          monitor check --online --config {file}",
-        f"              monitor models show flange --config {file}",
+        f"pictures      {answer['pictures']}: of each alert what was sent, what was planted and what the map shows; what was missed, too",
+        f"daemon        its log is {file.parent / 'monitor.log'}, its configuration {file}",
+        f"next          monitor models show flange --config {file}",
+        "              your own line (README.md): a copy of that file with the url of your broker, a detector trained on your good pictures;",
+        "              monitor check --online --config COPY says what is still wrong with it, monitor run --config COPY watches it",
     ]

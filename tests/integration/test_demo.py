@@ -99,7 +99,8 @@ def test_its_pictures_show_the_part_its_map_and_what_was_missed(told: tuple[Path
         expected = 2 if one["alerted"] else 1 if one["fault"] else 0
         assert len(names) == expected, f"{one}: {names}"
         for name in names:
-            assert pictures[name].shape == ((192, 192, 3) if name.endswith("-map.png") else (384, 768, 3))
+            wide = 3 * 384 if one["alerted"] else 2 * 384
+            assert pictures[name].shape == ((192, 192, 3) if name.endswith("-map.png") else (384, wide, 3))
             assert ("missed" in name) == (not one["alerted"])
 
 
