@@ -220,15 +220,17 @@ async def test_another_client_with_our_client_id(mosquitto: Mosquitto, protocol:
     options, reports = source_options(mosquitto, topic, protocol=protocol), Reports()
     keep_session(options)
     publish(mosquitto, topic, numbered(1))
-    async with reading(options, reports) as (_, deliveries):
-        await take(deliveries, 1, settle=True)
-        other = Connection(options, options.client_id, session_expiry=600)
-        await anyio.to_thread.run_sync(other.open)
-        await until(lambda: reports.count("source_disconnected", "lost"))
-        publish(mosquitto, topic, numbered(1, 1))
-        assert payloads(await take(deliveries, 1, settle=True)) == numbered(1, 1)
-        await anyio.to_thread.run_sync(other.close)
-    (facts,) = reports.facts("source_disconnected")
+    other = Connection(options, options.client_id, session_expiry=600)
+    async with collecting(options, reports) as collected:
+        await until(lambda: collected)
+        try:
+            await anyio.to_thread.run_sync(other.open)
+            await until(lambda: reports.count("source_disconnected", "lost"))
+            publish(mosquitto, topic, numbered(1, 1))
+            await until(lambda: numbered(1, 1)[0] in collected)
+        finally:
+            await anyio.to_thread.run_sync(other.close)
+    facts = reports.facts("source_disconnected")[0]
     assert f"another client with client_id {options.client_id!r}" in facts["error"]
     assert reports.count("session_lost") == 0
 
