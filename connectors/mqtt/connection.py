@@ -135,9 +135,9 @@ class Connection:
         pending = isinstance(link, ssl.SSLSocket) and link.pending() > 0
         events = {key.fileobj: mask for key, mask in self._selector.select(0 if pending else max(0.0, seconds))}
         if self._ear in events:
-            self._woken = False
             with suppress(BlockingIOError):
                 self._ear.recv(4096)
+            self._woken = False  # only now: who rang meanwhile has said before what there is to do, and the owner looks after this
         if events.get(link, 0) & selectors.EVENT_WRITE:
             self._call(self.client.loop_write)
         if pending or events.get(link, 0) & selectors.EVENT_READ:

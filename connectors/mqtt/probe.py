@@ -5,6 +5,8 @@ Under a client id of its own: with that of a running daemon it would end its con
 
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import anyio.to_thread
 
@@ -32,35 +34,38 @@ def _source(options: MqttSourceOptions) -> list[str]:
 
 
 def _look(options: MqttConnectionOptions, filters: list[str] | None = None) -> list[str]:
-    connection = Connection(options, f"monitor-check-{uuid.uuid4().hex[:8]}")
-    try:
-        connection.open()
-        dropped = _dropped(connection)
+    doubts = []
+    with _connected(options) as connection:
         if filters:
             connection.subscribe(filters, 0)
-        doubts = [dropped] if dropped else []
         if getattr(options, "share_group", None) and getattr(connection.properties, "SharedSubscriptionAvailable", 1) == 0:
             doubts.append("the broker has no shared subscriptions, which share_group asks for")
-        return doubts
+    dropped = _dropped(options)
+    if dropped:
+        doubts.append(
+            f"the broker has dropped {dropped} messages since it started, for this or for other clients: "
+            "behind a client that is slow or away it keeps only so many (Mosquitto: max_queued_messages)"
+        )
+    return doubts
+
+
+@contextmanager
+def _connected(options: MqttConnectionOptions) -> Iterator[Connection]:
+    connection = Connection(options, f"{getattr(options, 'client_id', None) or 'monitor'}-check-{uuid.uuid4().hex[:8]}")
+    try:
+        connection.open()
+        yield connection
     finally:
         connection.close()
 
 
-def _dropped(connection: Connection) -> str | None:
-    """What the broker says of messages that it dropped, where it says that and we may read it."""
-    try:
+def _dropped(options: MqttConnectionOptions) -> int:
+    """What the broker says of messages that it dropped; 0 where it says nothing, or not to us: some end the connection upon the question."""
+    with suppress(Disconnected), _connected(options) as connection:
         connection.subscribe([_DROPPED], 0)
-    except Disconnected:
-        if connection.client.socket() is None:
-            raise
-        return None
-    end = time.monotonic() + _ANSWER
-    while not connection.messages and time.monotonic() < end:
-        connection.step(end - time.monotonic())
-    text = connection.messages[0].payload if connection.messages else b""
-    if not text.isdigit() or int(text[:20]) == 0:
-        return None
-    return (
-        f"the broker has dropped {int(text[:20])} messages since it started, for this or for other clients: "
-        "behind a client that is slow or away it keeps only so many (Mosquitto: max_queued_messages)"
-    )
+        end = time.monotonic() + _ANSWER
+        while not connection.messages and time.monotonic() < end:
+            connection.step(end - time.monotonic())
+        text = connection.messages[0].payload[:20] if connection.messages else b""
+        return int(text) if text.isdigit() else 0
+    return 0
