@@ -104,9 +104,9 @@ class MqttSourceOptions(MqttConnectionOptions, SourceOptions):
     @field_validator("topics")
     @classmethod
     def _topics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for topic in value:
-            if wrong := mistake(topic):
-                raise ValueError(f"{topic!r} is no MQTT topic: {wrong}")
+        wrong = [f"{topic!r} is no MQTT topic: {why}" for topic in value if (why := mistake(topic))]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         if two := overlap(value):
             raise ValueError(f"{two[0]!r} and {two[1]!r} overlap: the broker would send a message that matches both twice")
         return value

@@ -60,7 +60,7 @@ class Topic:
         if not self.is_template:
             return self.text
         if not stream:
-            raise ValueError(f"topic {self.text!r} needs a stream")
+            raise ValueError(f"topic {self.text!r} needs a stream (--stream)")
         if mistake := level_mistake(stream):
             raise ValueError(f"stream {stream!r} does not fit into topic {self.text!r}: {mistake}")
         return self.text.replace(PLACE, stream)

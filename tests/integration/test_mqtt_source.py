@@ -12,6 +12,7 @@ from connectors.cloudevents import unwrap
 from connectors.mqtt.connection import Connection
 from connectors.mqtt.probe import probe_source
 from connectors.mqtt.sender import MqttSender
+from integration.daemon import monitor, write_configuration
 from kafka_plant import Reports
 from monitor.errors import Rejected
 from monitor.types import Message
@@ -328,6 +329,16 @@ async def test_a_packet_that_the_broker_does_not_take(mosquitto_with: Callable[.
         with pytest.raises(Rejected, match=r"a packet of 30.. bytes, the broker takes at most 2000"):
             await sender.send([_message(payload=bytes(3000))])
         assert len(await sender.send([_message(payload=bytes(1000))])) == 1
+
+
+def test_check_warns_of_a_batch_that_a_stock_broker_never_fills(tmp_path: Path) -> None:
+    source = {"kind": "mqtt", "url": "mqtt://127.0.0.1", "topics": ["a"], "client_id": "one", "protocol": "3.1.1"}
+    detector = {"kind": "fake", "inputs": ["gate"], "max_batch_size": 21}
+    tables = {"sources.gate": source, "detectors.bottle": detector, "sinks.alerts": {"kind": "folder", "path": "alerts"}}
+    warning = "detectors.bottle.max_batch_size: warning: 21 never fill from sources.gate"
+    for protocol, size, warned in (("3.1.1", 21, True), ("3.1.1", 20, False), ("5", 21, False)):
+        source["protocol"], detector["max_batch_size"] = protocol, size
+        assert (warning in monitor("check", "--config", str(write_configuration(tmp_path / "monitor.toml", tables))).stdout) is warned
 
 
 async def test_publishing_to_nobody_is_told(mosquitto: Mosquitto) -> None:
