@@ -115,6 +115,22 @@ async def test_acknowledged_in_the_order_received(mosquitto: Mosquitto, protocol
 
 
 @both_versions
+async def test_what_was_received_and_not_handed_out_comes_again(mosquitto: Mosquitto, protocol: str) -> None:
+    topic = f"stopped/{protocol}"
+    options = source_options(mosquitto, topic, protocol=protocol, max_in_flight=2)
+    keep_session(options)
+    publish(mosquitto, topic, numbered(5))
+    async with reading(options) as (source, deliveries):
+        out = await take(deliveries, 2)
+        await source.stop()
+        assert [delivery async for delivery in deliveries] == []
+        for delivery in out:
+            delivery.settle()
+    async with reading(options) as (_, deliveries):
+        assert payloads(await take(deliveries, 3, settle=True)) == numbered(3, 2)
+
+
+@both_versions
 async def test_a_late_settlement_acknowledges_no_other_message(own_mosquitto: Mosquitto, protocol: str) -> None:
     """The packet-id trap: a broker that lost its session numbers from 1 again, and would take the old 1 for the new one."""
     options, reports = source_options(own_mosquitto, "trap/x", protocol=protocol), Reports()
