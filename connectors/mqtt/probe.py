@@ -26,7 +26,10 @@ async def probe_source(options: MqttSourceOptions) -> list[str]:
 
 async def probe_producer(options: MqttProducerOptions) -> list[str]:
     """As probe_source."""
-    return await anyio.to_thread.run_sync(_look, options)
+    doubts = await anyio.to_thread.run_sync(_look, options)
+    if options.protocol == "3.1.1":
+        doubts.append("MQTT 3.1.1 does not tell when the broker drops an event that it does not take (forbidden topic, too large)")
+    return doubts
 
 
 def _source(options: MqttSourceOptions) -> list[str]:
