@@ -86,8 +86,9 @@ class Intake:
         self._tracing = tracing
         self._unwatched: set[str] = set()
         self._undealt: deque[float] = deque()  # when the deliveries arrived that have not been dealt out, oldest first
-        self._held = False  # all of max_in_flight are out, so that the source hands out nothing
+        self._held: float | None = None  # since when all of max_in_flight are out, so that the source hands out nothing
         self._moved = 0.0  # when a delivery was settled last, or came after none was out
+        self._deaf = 0.0  # seconds in which nothing could be handed out: held, or the process stood still
         self._waiting: anyio.CancelScope | None = None  # around the wait for a first model
         self._draining = False
 
@@ -121,17 +122,32 @@ class Intake:
     async def _watch(self) -> None:
         """Look for silent streams, as far as what arrived was told: what waits here, or behind what waits here, is no silence.
 
-        Where nothing is settled for that long, a broker may hold back by a limit of its own: MQTT 3.1.1 knows no other.
+        While nothing can be handed out, and while this process stands still, no time passes for them.
         """
         expect_every = self._options.expect_every or math.inf
         every = min(_WATCH_EVERY, expect_every / 4)
-        self._streams.listening(anyio.current_time())
+        listened = self._listened(anyio.current_time())
+        self._streams.listening(listened)
         while not self._draining:
             await anyio.sleep(every)
             now = anyio.current_time()
-            held = self._held or (self.unsettled > 0 and now - self._moved > expect_every)
-            heard_until = self._undealt[0] if self._undealt else now
-            self._streams.look(now, heard_until=None if held else heard_until)
+            self._deaf += max(0.0, self._listened(now) - listened - every)  # woken late: what came meanwhile is not read yet
+            listened = self._listened(now)
+            self._streams.look(now, heard_until=min(listened, self._undealt[0]) if self._undealt else listened)
+
+    def _listened(self, now: float) -> float:
+        """The clock of arrivals: the loop's, which stands still while nothing can be handed out."""
+        held = self._held_since(now)
+        return (now if held is None else held) - self._deaf
+
+    def _held_since(self, now: float) -> float | None:
+        """None while something can be handed out.
+
+        Where nothing is settled for so long, a broker may hold back by a limit of its own: MQTT 3.1.1 knows no other.
+        """
+        if self._held is not None:
+            return self._held
+        return self._moved if self.unsettled and now - self._moved > (self._options.expect_every or math.inf) else None
 
     async def _read(self, send: MemoryObjectSendStream[Pending]) -> None:
         with send:
@@ -140,9 +156,10 @@ class Intake:
                 if not self.unsettled:
                     self._moved = now
                 self.unsettled += 1
-                self._held = self.unsettled >= self._options.max_in_flight
-                pending = Pending(delivery, now, self._settled)
-                self._undealt.append(now)
+                if self.unsettled >= self._options.max_in_flight:
+                    self._held = now
+                pending = Pending(delivery, now - self._deaf, self._settled)
+                self._undealt.append(pending.arrived)
                 try:
                     await send.send(pending)
                 except anyio.BrokenResourceError:  # the decoder has left: draining, and no model ever came
@@ -292,11 +309,12 @@ class Intake:
         return takers
 
     def _settled(self) -> None:
+        now = anyio.current_time()
+        held = self._held_since(now)
+        if held is not None:
+            self._deaf += now - held
+        self._held, self._moved = None, now
         self.unsettled -= 1
-        self._moved = anyio.current_time()
-        if self._held:
-            self._held = False
-            self._streams.listening(self._moved)
 
 
 def _bad(pending: Pending, error: Exception) -> Bad:

@@ -16,7 +16,7 @@ class Pending:
 
     def __init__(self, delivery: Delivery, arrived: float, on_settled: Callable[[], None]) -> None:
         self.delivery = delivery
-        self.arrived = arrived  # by the loop's clock
+        self.arrived = arrived  # by the loop's clock, which stands still while nothing can be handed out (Intake)
         self.on_settled = on_settled
         self.buried = False  # it is on its way to the dead letter, once for all its detectors
         self._parts = 1  # the intake's own, until it has dealt the sample out

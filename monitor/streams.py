@@ -39,7 +39,11 @@ class _Stream:
 
 
 class Streams:
-    """Of one source. From the event loop's thread, but for `hear`; times are the loop's clock."""
+    """Of one source. From the event loop's thread, but for `hear`.
+
+    `now` is the loop's clock. Arrivals are by a clock that stands still while the daemon itself can read nothing: no time
+    passes for a stream in which it could not have been heard.
+    """
 
     def __init__(self, source: str, options: SourceOptions, telemetry: Telemetry) -> None:
         self._source = source
@@ -74,7 +78,7 @@ class Streams:
         return sum(stream.silent for stream in self._known.values()) + self._source_silent
 
     def listening(self, since: float) -> None:
-        """Before, nothing could arrive: not yet begun, or held."""
+        """Before, nothing could arrive; by the clock of arrivals."""
         self._listening = since
 
     def spoke(self, name: str, arrived: float) -> None:
@@ -126,8 +130,8 @@ class Streams:
         self._aged, self._old_reported = True, now
         self._report("sample_too_old", source=self._source, age=round(age, 3), max_age=self._max_age, **facts)
 
-    def look(self, now: float, *, heard_until: float | None) -> None:
-        """To be called from time to time. All that arrived until `heard_until` was told to `spoke`; None while the daemon itself holds the source."""
+    def look(self, now: float, *, heard_until: float) -> None:
+        """To be called from time to time. All that arrived until `heard_until` was told to `spoke`."""
         if self._aged and now - self._old_seen >= QUIET:
             self._aged = False
             self._report("samples_in_time", source=self._source, **self._of_old())
@@ -136,8 +140,8 @@ class Streams:
         if self._rebalanced:
             self._rebalanced = False
             self._expect_again()
-        if not self._connected or heard_until is None:
-            self._listening = now
+        if not self._connected:
+            self._listening = heard_until
             return
         overdue = heard_until - self._expect_every
         if self._listening >= overdue:

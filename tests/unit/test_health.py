@@ -3,6 +3,7 @@
 import itertools
 import socket
 import threading
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -231,10 +232,10 @@ async def test_while_a_sink_holds_the_flow_no_stream_is_silent(tmp_path, monkeyp
     line = Line(tmp_path, max_in_flight=max_in_flight)
     cameras = line.settings.sources["cameras"].model_copy(update={"expect_every": 0.2})
     line.settings = replace(line.settings, sources={"cameras": cameras})
-    looks: list[float | None] = []
+    looks: list[float] = []
     look = Streams.look
 
-    def spy(self: Streams, now: float, *, heard_until: float | None) -> None:
+    def spy(self: Streams, now: float, *, heard_until: float) -> None:
         look(self, now, heard_until=heard_until)
         looks.append(heard_until)
 
@@ -242,11 +243,42 @@ async def test_while_a_sink_holds_the_flow_no_stream_is_silent(tmp_path, monkeyp
     line.put(picture(0), picture(1))
     monkeypatch.setattr(Streams, "look", spy)
     async with line.running() as pipeline:
-        await until(lambda: looks[-3:] == [None] * 3)
+        await until(lambda: len(looks) > 3 and len(set(looks[-3:])) == 1)  # no time passes
         before = line.telemetry.count("stream_silent")
-        await until(lambda: looks[-9:] == [None] * 9)
+        await until(lambda: len(looks) > 9 and len(set(looks[-9:])) == 1)
         assert line.telemetry.count("stream_silent") == before
         line.sink.away = False
         await until(lambda: line.source.settled == positions(line.source))
         await until(lambda: line.telemetry.count("stream_silent") > before)
         assert ("monitor_silent_streams", ("cameras",), 1) in list(pipeline.readings())
+
+
+async def test_a_stream_that_is_dead_is_told_although_the_others_fill_max_in_flight_again_and_again(tmp_path):
+    line, said = Line(tmp_path, max_in_flight=1), []
+    line.telemetry = line.telemetry.heard_by(lambda what, facts: said.append((what, facts.get("stream"))))
+    line.settings = replace(line.settings, sources={"cameras": line.settings.sources["cameras"].model_copy(update={"expect_every": 0.4})})
+    line.put(picture(0), key=b"dead")
+    async with line.running():
+        while ("stream_silent", "dead") not in said:
+            line.put(picture(len(line.source.messages)), key=b"alive")
+            await until(lambda: line.source.settled == positions(line.source))
+            await anyio.sleep(0.05)
+
+
+async def test_while_the_process_stands_still_no_time_passes_for_a_stream(tmp_path, monkeypatch):
+    line, looks, look = Line(tmp_path), [], Streams.look
+    line.settings = replace(line.settings, sources={"cameras": line.settings.sources["cameras"].model_copy(update={"expect_every": 0.4})})
+
+    def spy(self: Streams, now: float, *, heard_until: float) -> None:
+        look(self, now, heard_until=heard_until)
+        looks.append((now, heard_until))
+
+    monkeypatch.setattr(Streams, "look", spy)
+    async with line.running():
+        await until(lambda: looks)
+        time.sleep(1.0)  # noqa: ASYNC251 (it shall stand still)
+        before = len(looks)
+        await until(lambda: len(looks) > before)
+    times, heard = zip(*looks, strict=True)
+    assert max(after - before for before, after in itertools.pairwise(times)) > 0.9
+    assert max(after - before for before, after in itertools.pairwise(heard)) < 0.1 + 1e-6
