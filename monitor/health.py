@@ -149,12 +149,16 @@ class HealthQueue:
                 await self._outlet.open()
             await self._outlet.opened.wait()
             try:
-                while not self._closed or self._events:
-                    self._wake.clear()
-                    if self._events:
-                        await self._send(self._take())
-                    elif not self._closed:
-                        await self._wake.wait()
+                async with anyio.create_task_group() as watching:
+                    if self._open_it:
+                        watching.start_soon(self._outlet.watch)
+                    while not self._closed or self._events:
+                        self._wake.clear()
+                        if self._events:
+                            await self._send(self._take())
+                        elif not self._closed:
+                            await self._wake.wait()
+                    watching.cancel_scope.cancel()
             finally:
                 if self._open_it:
                     await self._outlet.sink.__aexit__(None, None, None)

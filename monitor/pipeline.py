@@ -131,15 +131,17 @@ class Pipeline:
                 for slot in self._slots.values():
                     await slot.refresh()
                 task_status.started()
-                async with AsyncExitStack() as stack, self._health.running():
+                async with AsyncExitStack() as stack, self._health.running(), anyio.create_task_group() as watching:
                     with self._opening:
                         for outlet in self._needed:
                             await outlet.open()
                             stack.push_async_exit(outlet.sink.__aexit__)
+                            watching.start_soon(outlet.watch)
                         for intake in self._intakes:
                             await stack.enter_async_context(intake.source)
                     if not self._opening.cancelled_caught:
                         await self._flow()
+                    watching.cancel_scope.cancel()
         finally:
             self.ended.set()
 

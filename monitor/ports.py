@@ -120,7 +120,8 @@ class Source(Protocol):
     """`Implementation(options, context)`.
 
     Iteration MUST hand out at most `max_in_flight` unsettled deliveries and hold until one is settled; MUST keep the order
-    within a partition; MUST reconnect by itself with back-off and report it, never raise Disconnected out of the iteration.
+    within a partition; MUST report `source_connected` when it has its other side (`quiet` unless after a loss), reconnect by
+    itself with back-off and report it, and never raise Disconnected out of the iteration.
     A settled position is committed only when all before it in its partition are settled, at the latest on exit.
     """
 
@@ -144,12 +145,25 @@ class Lagging(Protocol):
         ...
 
 
+@runtime_checkable
+class Listening(Protocol):
+    """What a source may have besides, where a connection alone brings it nothing."""
+
+    def listening(self) -> bool:
+        """Whether what is sent now would reach us: else its streams are not silent. MUST NOT wait or do I/O."""
+        ...
+
+
 class Sink(Protocol):
     """`Implementation(options, context)`."""
 
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
+
+    async def look(self) -> None:
+        """Raises Disconnected unless the other side is there and lets us in. Cheap: it is called again and again while nothing is sent."""
+        ...
 
     async def send(self, events: Sequence[Event]) -> None:
         """Return only when the other side has confirmed all of them. The order per key is kept.

@@ -18,14 +18,18 @@ class FolderWriter(ABC):
         self._path = path
 
     async def __aenter__(self) -> Self:
-        try:
-            await anyio.to_thread.run_sync(lambda: self._path.mkdir(parents=True, exist_ok=True))
-        except OSError as error:
-            raise Disconnected(f"folder {self._path} cannot be made: {error}", "lost") from error
+        await self.look()
         return self
 
     async def __aexit__(self, *exc: object) -> None:  # noqa: B027 (nothing is open)
         pass
+
+    async def look(self) -> None:
+        """As monitor.ports.Sink. Makes the folder where it is not."""
+        try:
+            await anyio.to_thread.run_sync(lambda: self._path.mkdir(parents=True, exist_ok=True))
+        except OSError as error:
+            raise Disconnected(f"folder {self._path} cannot be made: {error}", "lost") from error
 
     async def send(self, events: Sequence[Event]) -> None:
         """As monitor.ports.Sink."""

@@ -77,6 +77,8 @@ class _Attempt:
                 self._speak(link)
         except TimeoutError:
             raise Disconnected(f"{self._where} gave no answer within {self._options.connect_timeout} s", "timeout") from None
+        except OSError as error:  # the network is gone in the middle of it
+            raise Disconnected(f"{self._where}: {error}", "lost") from error
 
     def _encrypted(self, plain: socket.socket) -> socket.socket:
         if self._tls is None:

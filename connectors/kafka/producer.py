@@ -85,6 +85,13 @@ class Producer:
             self._abandon()
         return outcomes
 
+    def look(self) -> None:
+        """Whether a broker lets us in, over a connection of its own: any thread may call it. Raises Disconnected."""
+        try:
+            check(self._options)
+        except ConfigError as error:  # as in a send
+            raise Disconnected(str(error), "not_authorised") from error
+
     def close(self) -> None:
         """For good, within about _CLOSE. Any thread may call it: a `send` that hangs in another raises Disconnected."""
         self._closed = True

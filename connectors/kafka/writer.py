@@ -23,5 +23,8 @@ class KafkaWriter(Writer, Generic[Chosen]):
     def _check(self) -> None:
         client_arguments(self._options)
 
+    def _look(self) -> None:
+        self._producer.look()
+
     def _close(self) -> None:
         self._producer.close()

@@ -27,7 +27,7 @@ class Channel:
     failures: int = 0
     """The next `failures` calls of send fail; each counts one down."""
     away: bool = False
-    """Every send fails until it is False again."""
+    """Every send and every look fails until it is False again."""
     delay: float = 0.0
     """Seconds that each send takes."""
     rejects: set[tuple[str, str]] = field(default_factory=set)
@@ -35,8 +35,14 @@ class Channel:
 
     def fail(self) -> None:
         """Raises Disconnected as scripted."""
-        if self.away or self.failures > 0:
-            self.failures = max(0, self.failures - 1)
+        self.look()
+        if self.failures > 0:
+            self.failures -= 1
+            raise Disconnected(f"channel {self.name} fails once more", "lost")
+
+    def look(self) -> None:
+        """Raises Disconnected while it is away."""
+        if self.away:
             raise Disconnected(f"channel {self.name} is away", "lost")
 
 

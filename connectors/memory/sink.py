@@ -30,6 +30,9 @@ class MemorySink:
     async def __aexit__(self, *exc: object) -> None:
         pass
 
+    async def look(self) -> None:
+        self._channel.look()
+
     async def send(self, events: Sequence[Event]) -> None:
         await anyio.sleep(self._channel.delay)
         self._channel.fail()

@@ -3,7 +3,8 @@
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from paho.mqtt.packettypes import PacketTypes
@@ -51,7 +52,7 @@ class Taken:
 
 
 class Publisher:
-    """Connects at the first `send`, after every failure, and after `keepalive` seconds without a `send`, until it is closed.
+    """Connects at the first `send` or `look`, after every failure, and after `keepalive` seconds without either, until it is closed.
 
     A connection that failed is never used again, so that what it still holds cannot be sent later, after what was sent anew.
     """
@@ -61,7 +62,7 @@ class Publisher:
         self._delivery_timeout = delivery_timeout
         self._client_id = client_id
         self._connection: Connection | None = None
-        self._used = 0.0
+        self._last_used = 0.0
         self._closed = False
         self._busy = threading.Lock()
         self._shrinking = Shrinking[Record, Taken](self._send)
@@ -71,9 +72,21 @@ class Publisher:
 
         As many are out at once as the broker takes. Raises Disconnected where one may not have arrived.
         """
+        with self._used():
+            return self._shrinking.send(records, shrink)
+
+    def look(self) -> None:
+        """Connect where there is no connection, and keep it alive. Raises Disconnected."""
+        with self._used():
+            self._connected()
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        """By one thread at a time; a connection that failed is given up."""
         with self._busy:
             try:
-                return self._shrinking.send(records, shrink)
+                yield
+                self._last_used = time.monotonic()
             except Disconnected:
                 self._abandon(at_once=True)
                 raise
@@ -127,13 +140,12 @@ class Publisher:
             out[connection.publish(record.topic, record.value, properties)] = at
         while out:
             self._collect(connection, records, out, outcomes)
-        self._used = time.monotonic()
         return [outcomes[at] for at in range(len(records))]
 
     def _connected(self) -> Connection:
         if self._connection is not None:
             try:
-                if time.monotonic() - self._used < self._options.keepalive:
+                if time.monotonic() - self._last_used < self._options.keepalive:
                     self._connection.step(0)  # notices that the broker has gone meanwhile
                 else:
                     self._abandon()
@@ -144,6 +156,8 @@ class Publisher:
         if self._connection is None:
             self._connection = Connection(self._options, self._client_id or f"monitor-{uuid.uuid4().hex[:12]}")
             self._connection.open()
+            if self._closed:  # meanwhile
+                raise Disconnected("the sink is closed", "lost")
         return self._connection
 
     def _collect(self, connection: Connection, records: Sequence[Record], out: dict[int, int], outcomes: dict[int, Taken | Refused]) -> None:

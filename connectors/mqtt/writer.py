@@ -26,6 +26,9 @@ class MqttWriter(Writer, Generic[Chosen]):
     def _check(self) -> None:
         credentials(self._options)
 
+    def _look(self) -> None:
+        self._publisher.look()
+
     def _close(self) -> None:
         self._publisher.close()
 

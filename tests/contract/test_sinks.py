@@ -97,6 +97,18 @@ async def test_after_send_the_events_can_be_read(place: SinkBinding, telemetry: 
 
 
 @pytest.mark.anyio
+async def test_a_look_before_and_beside_what_is_sent(place: SinkBinding, telemetry: Telemetry) -> None:
+    async with opened(place.options(), telemetry) as sink:
+        await sink.look()
+        assert place.events() == []
+        async with anyio.create_task_group() as tasks:
+            for number in range(3):
+                tasks.start_soon(sink.send, [alert(number)])
+                tasks.start_soon(sink.look)
+    assert {event["id"] for event in place.events()} == {alert(number).id for number in range(3)}
+
+
+@pytest.mark.anyio
 async def test_nothing_to_send(place: SinkBinding, telemetry: Telemetry) -> None:
     async with opened(place.options(), telemetry) as sink:
         await sink.send([])

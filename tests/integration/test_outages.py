@@ -8,11 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from brokers import Broker
+from connectors.kafka.options import KafkaSinkOptions
+from connectors.mqtt.options import MqttSinkOptions
 from integration.daemon import Daemon, wait_until
 from integration.plant import Plant
+from kafka_plant import fresh
+from monitor import publishing
+from monitor.publishing import Outlet
+from monitor.telemetry import Telemetry
 
 OUTAGE = float(os.environ.get("MONITOR_TEST_OUTAGE", "20"))
 
@@ -107,3 +115,39 @@ def test_a_slow_sink_slows_its_source_and_loses_nothing(moved: Callable[..., Pla
         plant.wait()
         daemon.drain()
     plant.audit()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["kafka", "mqtt"])
+async def test_a_sink_that_sends_nothing_is_missed_and_found_again(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = request.getfixturevalue("own_kafka" if kind == "kafka" else "own_mosquitto")
+    options = (
+        KafkaSinkOptions(bootstrap_servers=broker.plain, topic=fresh("idle"))
+        if kind == "kafka"
+        else MqttSinkOptions(url=broker.url, topic=f"{fresh('idle')}/{{stream}}")
+    )
+    monkeypatch.setattr(publishing, "LOOK_EVERY", 0.05)
+    telemetry = Telemetry()
+    outlet = Outlet("alerts", options, ["alert"], telemetry)
+
+    async def until(*, there: bool) -> None:
+        with anyio.fail_after(60):
+            while (outlet.away is None) != there:  # noqa: ASYNC110 (nobody is told)
+                await anyio.sleep(0.01)
+
+    await outlet.open()
+    assert outlet.away is not None, "it has not looked yet"
+    async with anyio.create_task_group() as watching:
+        watching.start_soon(outlet.watch)
+        await until(there=True)
+        assert telemetry.count("sink_disconnected") == 0
+        await anyio.to_thread.run_sync(broker.stop)
+        await until(there=False)
+        await anyio.to_thread.run_sync(broker.start)
+        await until(there=True)
+        watching.cancel_scope.cancel()
+    await outlet.sink.__aexit__(None, None, None)
+    assert telemetry.count("sink_disconnected") > 0
+    assert telemetry.count("sink_connected") > 0

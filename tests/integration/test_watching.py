@@ -173,6 +173,22 @@ def test_a_broker_that_is_away_from_the_start(install: Callable[..., Path]) -> N
             daemon.drain()
 
 
+def test_a_sink_whose_broker_is_away_is_told_before_it_has_anything_to_send(install: Callable[..., Path]) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        broker = f"127.0.0.1:{nobody.getsockname()[1]}"
+        office = {"kind": "kafka", "bootstrap_servers": broker, "topic": "health", "events": ["health"]}
+        configuration = install(tables(sinks__far={"kind": "mqtt", "url": f"mqtt://{broker}", "topic": "alerts/{stream}"}, sinks__office=office))
+        put(configuration.parent / "inbox", *["normal"] * 4)
+        with Watched(configuration) as daemon:
+            daemon.start()
+            daemon.until_trouble(rf"sink far: .*{re.escape(broker)}.* \(refused\)\n")
+            daemon.until_metric("monitor_sink_connected", 0, sink="far")
+            daemon.until_metric("monitor_scored_total", 4)  # it holds only who has something for it
+            daemon.until_metric("monitor_unsettled", 0)
+            daemon.drain()
+
+
 def test_a_port_that_is_taken_is_a_mistake(install: Callable[..., Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, Watched(install(tables(api={"port": other.getsockname()[1]}))) as daemon:
         daemon.start()
