@@ -1,6 +1,7 @@
 """How the daemon ends: drained, impatiently, out of grace."""
 
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,30 @@ def test_a_hard_stop_exits_3_and_what_is_unsettled_comes_again(plant: Plant, ins
         plant.wait()
         daemon.drain()
     plant.audit()
+
+
+@pytest.mark.parametrize("kind", ["kafka", "mqtt"])
+def test_a_sink_whose_broker_never_answers_does_not_hold_the_end(install: Callable[..., Path], kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        broker = f"127.0.0.1:{silent.getsockname()[1]}"
+        address = {"bootstrap_servers": broker, "topic": "health"} if kind == "kafka" else {"url": f"mqtt://{broker}", "topic": "health/{stream}"}
+        tables = {
+            "daemon": {"site": "test", "state": "state.db"},
+            "store": {"path": "models"},
+            "sources.cameras": {"kind": "folder", "path": "inbox"},
+            "detectors.bottle": {"kind": "fake", "inputs": ["cameras"], "options": MODEL},
+            "sinks.alerts": {"kind": "folder", "path": "alerts"},
+            "sinks.office": {"kind": kind, **address, "events": ["health"], "connect_timeout": 60.0},
+        }
+        with Daemon(install(tables)) as daemon:
+            daemon.start()
+            daemon.ready()
+            silent.settimeout(60)
+            with silent.accept()[0] as link:
+                link.settimeout(60)
+                assert link.recv(1), "it asks, and waits for the answer"
+                daemon.drain()
+            assert daemon.events("stopped", hard=False)
 
 
 def test_a_mistake_in_the_configuration_exits_2_before_anything_starts(plant: Plant, install: Callable[..., Path]) -> None:
