@@ -6,7 +6,7 @@ batch, and refuses the model beyond the tolerance. That catches a driver, a libr
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,16 @@ def read(folder: Path) -> list[Sample]:
         raise ModelRefused(f"{folder / FILE}: cannot be read: {error!r}") from error
 
 
-def deviation(detector: Detector, samples: Sequence[Sample], expected: Sequence[float]) -> float:
-    """Largest distance to the expected scores, each sample alone and all in one batch. Raises what scoring raises."""
-    alone = [float(scores.values[0]) for _, scores in scored(detector, samples, 1)]
-    together = [float(value) for _, scores in scored(detector, samples, len(samples)) for value in scores.values]
-    return max(abs(score - wanted) for score, wanted in zip([*alone, *together], [*expected, *expected], strict=True))
+def deviation(detector: Detector, samples: Sequence[Sample], expected: Sequence[float], beat: Callable[[], None] = lambda: None) -> float:
+    """Largest distance to the expected scores, each sample alone and all in one batch. Raises what scoring raises.
+
+    `beat` is called after each call of the model."""
+    values: list[float] = []
+    for size in (1, len(samples)):
+        for _, scores in scored(detector, samples, size):
+            values += map(float, scores.values)
+            beat()
+    return max(abs(score - wanted) for score, wanted in zip(values, [*expected, *expected], strict=True))
 
 
 def load_detector(version: ModelVersion, *, device: str, precision: str, report: Report) -> Detector:
@@ -122,12 +127,12 @@ def load_detector(version: ModelVersion, *, device: str, precision: str, report:
     raise ModelRefused(f"{version.folder}: its reference scores do not repeat {where}: off by {moved:.3g}, tolerance {allowed:.3g}")
 
 
-def references_pass(detector: Detector, version: ModelVersion) -> bool:
+def references_pass(detector: Detector, version: ModelVersion, beat: Callable[[], None] = lambda: None) -> bool:
     """Whether a loaded detector still repeats its reference scores: the model is sound, so the fault is the sample's.
 
-    Raises DeviceLost.
+    `beat` is called after each call of the model. Raises DeviceLost.
     """
-    moved, allowed = _moved(detector, version)
+    moved, allowed = _moved(detector, version, beat)
     return moved <= allowed
 
 
@@ -151,7 +156,7 @@ def model_options(version: ModelVersion) -> Options:
         raise ModelRefused(f"{version.folder}: its kind or options are not of this release: {error}") from error
 
 
-def _moved(detector: Detector, version: ModelVersion) -> tuple[float, float]:
+def _moved(detector: Detector, version: ModelVersion, beat: Callable[[], None] = lambda: None) -> tuple[float, float]:
     """How far the reference scores moved (infinitely where scoring fails), and how far they may."""
     try:
         expected = [float(score) for score in version.manifest["reference"]["scores"]]
@@ -162,7 +167,7 @@ def _moved(detector: Detector, version: ModelVersion) -> tuple[float, float]:
     if not expected or len(expected) != len(samples):
         raise ModelRefused(f"{version.folder}: {len(samples)} reference samples, {len(expected)} scores")
     try:
-        return deviation(detector, samples, expected), allowed
+        return deviation(detector, samples, expected, beat), allowed
     except DeviceLost:
         raise
     except Exception:  # a model that cannot score what it once scored is broken, however it says so

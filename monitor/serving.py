@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import anyio
@@ -27,7 +28,7 @@ class Devices:
 
     def __init__(self) -> None:
         self.running: dict[str, float] = {}
-        """What is in work for a batch now, and since when (monotonic)."""
+        """What is in work for a batch now, and since when (monotonic): of several calls of a model, the one that runs."""
         self._threads: dict[str, ThreadPoolExecutor] = {}
 
     def __enter__(self) -> Self:
@@ -38,18 +39,21 @@ class Devices:
             thread.shutdown(wait=True, cancel_futures=True)
 
     async def run(self, device: str, work: Callable[..., R], *args: Any) -> R:
-        """Run `work` on the device's thread."""
+        """Run `work(*args, beat)` on the device's thread. It calls `beat` whenever the device has answered: it is timed anew from there."""
         if device not in self._threads:
             self._threads[device] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=device)
-        return await asyncio.wrap_future(self._threads[device].submit(self.timed, device, work, *args))
+        return await asyncio.wrap_future(self._threads[device].submit(self.timed, device, work, *args, partial(self._beat, device)))
 
     def timed(self, what: str, work: Callable[..., R], *args: Any) -> R:
         """On the calling thread; meanwhile it stands in `running` under a name of its own."""
-        self.running[what] = time.monotonic()
+        self._beat(what)
         try:
             return work(*args)
         finally:
             del self.running[what]
+
+    def _beat(self, what: str) -> None:
+        self.running[what] = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,8 +154,10 @@ class Outcome:
     seconds: float
 
 
-def score(model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batch: Batch | Exception, report: Report) -> Outcome:
-    """Score and judge a batch on the calling thread.
+def score(
+    model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batch: Batch | Exception, report: Report, beat: Callable[[], None]
+) -> Outcome:
+    """Score and judge a batch on the calling thread; `beat` is called whenever the model has answered.
 
     A batch that raised when stacked, raises, or scores as not finite is repeated one sample at a time. What fails alone is
     at fault only if the model's own reference samples still pass. Raises ModelBroken when they do not; DeviceLost.
@@ -168,6 +174,7 @@ def score(model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batc
     verdicts: dict[int, Verdict] = {}
     failures: dict[int, str] = {}
     for index, (sample, ready) in enumerate(zip(samples, prepared, strict=True)):
+        beat()
         try:
             (verdicts[index],) = _judged(model, [sample], model.detector.stack([sample], [ready]))
         except (DeviceLost, MemoryError):
@@ -175,13 +182,14 @@ def score(model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batc
         except Exception as error:
             failures[index] = f"{type(error).__name__}: {error}"
     if failures:
-        check_model(model)
+        beat()
+        check_model(model, beat)
     return Outcome(verdicts, failures, time.perf_counter() - begun)
 
 
-def check_model(model: Model) -> None:
-    """Raises ModelBroken when the model no longer repeats its reference scores."""
-    if not references_pass(model.detector, model.version):
+def check_model(model: Model, beat: Callable[[], None]) -> None:
+    """Raises ModelBroken when the model no longer repeats its reference scores. `beat` as in `score`."""
+    if not references_pass(model.detector, model.version, beat):
         raise ModelBroken(f"{model.version.name} {model.version.id} no longer repeats its reference scores on {model.detector.device}")
 
 

@@ -12,12 +12,13 @@ import pytest
 
 from connectors.memory.channel import Channel, channel
 from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions, MemorySourceOptions
-from fake_detector import NAN, RAISES, FakeOptions
+from fake_detector import NAN, RAISES, FakeDetector, FakeOptions
 from monitor.errors import ModelBroken
 from monitor.evaluation.layouts import training_files
 from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
+from monitor.reference import COUNT
 from monitor.serving import Devices
 from monitor.settings import DetectorSettings, SinkSettings
 from monitor.state import State
@@ -330,3 +331,22 @@ async def test_draining_finishes_what_is_out(tmp_path):
 
     assert pipeline.unsettled == 0
     assert {f"bottle0:cameras/press/{position}" for position in line.source.settled} == set(line.ids("score"))
+
+
+async def test_a_batch_that_is_repeated_one_by_one_is_timed_anew_for_each(tmp_path, monkeypatch):
+    begun: list[float] = []
+    score = FakeDetector.score
+
+    def spy(self, batch, **more):
+        begun.append(devices.running["cpu"])
+        return score(self, batch, **more)
+
+    line = Line(tmp_path)
+    line.put(*(picture(number, corner=RAISES if number == 2 else None) for number in range(5)))
+    async with line.running() as pipeline:
+        devices = pipeline._devices
+        monkeypatch.setattr(FakeDetector, "score", spy)
+        await until(lambda: line.source.settled == positions(line.source))
+    assert len(line.dead.letters) == 1
+    assert len(begun) > 1 + COUNT, "the batch, each of its samples, each of the reference samples"
+    assert begun == sorted(set(begun))
