@@ -39,10 +39,10 @@ class Devices:
             thread.shutdown(wait=True, cancel_futures=True)
 
     async def run(self, device: str, work: Callable[..., R], *args: Any) -> R:
-        """Run `work(*args, beat)` on the device's thread. It calls `beat` whenever the device has answered: it is timed anew from there."""
+        """Run `work(*args, beat=beat)` on the device's thread. It calls `beat` whenever the device has answered: it is timed anew from there."""
         if device not in self._threads:
             self._threads[device] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=device)
-        return await asyncio.wrap_future(self._threads[device].submit(self.timed, device, work, *args, partial(self._beat, device)))
+        return await asyncio.wrap_future(self._threads[device].submit(self.timed, device, partial(work, *args, beat=partial(self._beat, device))))
 
     def timed(self, what: str, work: Callable[..., R], *args: Any) -> R:
         """On the calling thread; meanwhile it stands in `running` under a name of its own."""
@@ -155,7 +155,7 @@ class Outcome:
 
 
 def score(
-    model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batch: Batch | Exception, report: Report, beat: Callable[[], None]
+    model: Model, samples: Sequence[Sample], prepared: Sequence[Any], batch: Batch | Exception, report: Report, *, beat: Callable[[], None]
 ) -> Outcome:
     """Score and judge a batch on the calling thread; `beat` is called whenever the model has answered.
 
@@ -183,11 +183,11 @@ def score(
             failures[index] = f"{type(error).__name__}: {error}"
     if failures:
         beat()
-        check_model(model, beat)
+        check_model(model, beat=beat)
     return Outcome(verdicts, failures, time.perf_counter() - begun)
 
 
-def check_model(model: Model, beat: Callable[[], None]) -> None:
+def check_model(model: Model, *, beat: Callable[[], None]) -> None:
     """Raises ModelBroken when the model no longer repeats its reference scores. `beat` as in `score`."""
     if not references_pass(model.detector, model.version, beat):
         raise ModelBroken(f"{model.version.name} {model.version.id} no longer repeats its reference scores on {model.detector.device}")

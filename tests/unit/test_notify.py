@@ -142,7 +142,7 @@ async def test_the_watchdog_is_told_only_while_no_batch_stalls(manager: Manager)
 async def test_a_thread_that_works_is_on_record_until_it_is_done() -> None:
     seen = []
     with Devices() as devices:
-        await devices.run("cpu", lambda _: seen.append(dict(devices.running)))
+        await devices.run("cpu", lambda beat: seen.append(dict(devices.running)))
         assert devices.running == {}
 
     assert list(seen[0]) == ["cpu"]
