@@ -17,8 +17,9 @@ from monitor.batching import Batcher
 from monitor.decoding import decode_payload, unwrap
 from monitor.errors import BadSample
 from monitor.pending import Bad, Bury, Item, Pending
-from monitor.ports import Report, Source, SourceOptions
+from monitor.ports import Report, SourceOptions
 from monitor.probation import MOST_DEATHS, Probation
+from monitor.receiving import Inlet
 from monitor.serving import Devices, Model, ModelSlot, check_model
 from monitor.settings import DetectorSettings
 from monitor.signals import Signal, look
@@ -54,7 +55,7 @@ class Intake:
 
     def __init__(
         self,
-        source: Source,
+        source: Inlet,
         *,
         name: str,
         options: SourceOptions,
@@ -133,7 +134,8 @@ class Intake:
             now = anyio.current_time()
             self._deaf += max(0.0, self._listened(now) - listened - every)  # woken late: what came meanwhile is not read yet
             listened = self._listened(now)
-            self._streams.look(now, heard_until=min(listened, self._undealt[0]) if self._undealt else listened)
+            heard_until = min(listened, self._undealt[0]) if self._undealt else listened
+            self._streams.look(now, heard_until=heard_until, listening=self.source.listening)
 
     def _listened(self, now: float) -> float:
         """The clock of arrivals: the loop's, which stands still while nothing can be handed out."""

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from monitor.ports import Context, Delivery, Lagging, Positions, Source, SourceOptions
+from monitor.ports import Context, Delivery, Lagging, Listening, Positions, Source, SourceOptions
 from monitor.registry import resolve
 from monitor.telemetry import Reading, Telemetry
 
@@ -27,7 +27,7 @@ class Inlet:
         self._source: Source = resolve(options.implementation)(options, Context(name=name, report=self._report, positions=positions))
 
     async def __aenter__(self) -> Self:
-        self.away = None  # until the source says otherwise
+        self.away = "connecting"  # until the source says that it is there
         await self._source.__aenter__()
         return self
 
@@ -49,6 +49,11 @@ class Inlet:
     def _settle(self, number: int, settle: Any) -> None:
         settle()
         del self._since[number]
+
+    @property
+    def listening(self) -> bool:
+        """Whether what is sent now can reach us."""
+        return self.away is None and not (isinstance(self._source, Listening) and not self._source.listening())
 
     def _report(self, what: str, /, **facts: Any) -> None:
         if what == "source_disconnected":

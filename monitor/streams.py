@@ -52,7 +52,6 @@ class Streams:
         self._report = telemetry.report
         self._count_old = telemetry.counter("monitor_too_old_total", source).inc
         self._known: OrderedDict[str, _Stream] = OrderedDict()  # that has been silent longest first
-        self._connected = True
         self._rebalanced = False
         self._listening = 0.0
         """Since when whatever is sent arrives here without delay."""
@@ -66,10 +65,8 @@ class Streams:
         """That samples are too old was reported, and is not over."""
 
     def hear(self, what: str, _: Mapping[str, Any]) -> None:
-        """What the source reports: while it has no connection, its streams are not silent. Thread-safe."""
-        if what in ("source_disconnected", "source_connected"):
-            self._connected = what == "source_connected"
-        elif what in ("partitions_revoked", "partitions_lost"):
+        """What the source reports. Thread-safe."""
+        if what in ("partitions_revoked", "partitions_lost"):
             self._rebalanced = True
 
     @property
@@ -130,8 +127,8 @@ class Streams:
         self._aged, self._old_reported = True, now
         self._report("sample_too_old", source=self._source, age=round(age, 3), max_age=self._max_age, **facts)
 
-    def look(self, now: float, *, heard_until: float) -> None:
-        """To be called from time to time. All that arrived until `heard_until` was told to `spoke`."""
+    def look(self, now: float, *, heard_until: float, listening: bool) -> None:
+        """To be called from time to time. All that arrived until `heard_until` was told to `spoke`. `listening`: what is sent can arrive."""
         if self._aged and now - self._old_seen >= QUIET:
             self._aged = False
             self._report("samples_in_time", source=self._source, **self._of_old())
@@ -140,7 +137,7 @@ class Streams:
         if self._rebalanced:
             self._rebalanced = False
             self._expect_again()
-        if not self._connected:
+        if not listening:
             self._listening = heard_until
             return
         overdue = heard_until - self._expect_every

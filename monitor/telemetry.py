@@ -22,7 +22,7 @@ from monitor.errors import BadReason
 HAPPENINGS: dict[str, str] = {
     # name: level. What each means stands beside it.
     "source_disconnected": "warning",  # a source's broker is away or refuses us; cause says which
-    "source_connected": "info",  # it is back (logged after a loss only)
+    "source_connected": "info",  # a source has its other side (logged after a loss only)
     "topic_missing": "warning",  # a source's topic does not exist (yet)
     "offsets_gone": "warning",  # retention deleted messages before they were read; `missing` says how many
     "record_corrupt": "error",  # a record cannot be read from its log, by its cause; nothing is skipped: its partition holds there

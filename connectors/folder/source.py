@@ -76,10 +76,9 @@ class FolderSource:
                     lost = True
                     await self._places.until_closed(backoff.delay())
                     continue
-                made = True
-                if lost:
-                    self._context.report("source_connected", source=self._context.name)
-                    lost = False
+                if lost or not made:
+                    self._context.report("source_connected", quiet=not lost, source=self._context.name)
+                    lost, made = False, True
                     backoff.reset()
                 if not waiting:
                     await self._record()

@@ -67,6 +67,8 @@ class KafkaSource:
         """Topics that were reported as missing."""
         self._lost: str | None = None
         """The cause that was reported last; None while connected."""
+        self._said = False
+        """Whether it was ever said that we are connected."""
         self._corrupt_said: dict[tuple[str | None, int | None, int | None], float] = {}
         self._committing: dict[TopicPartition, tuple[Partition, int]] = {}
         self._lag = Lag()
@@ -100,6 +102,10 @@ class KafkaSource:
     def lag(self) -> int | None:
         unread = self._lag.unread
         return None if unread is None else unread + self._partitions.taken
+
+    def listening(self) -> bool:
+        """Not without partitions: a rebalance, or another member's turn."""
+        return self._lag.fetched
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
         async for group in self._received:
@@ -159,6 +165,7 @@ class KafkaSource:
             consumer.subscribe(topics=options.topics, listener=listener)
             self._read(consumer, backoff)
         finally:
+            self._lag.fetched = False
             try:
                 self._finish(consumer)
             finally:
@@ -207,13 +214,14 @@ class KafkaSource:
             if is_connected(consumer):
                 connected = now
                 self._lag.look(consumer, holding=not free)
-                if records or now - started > _STEADY:
+                if records or self._lag.fetched or now - started > _STEADY:
                     backoff.reset()
                     self._report_back()
                 if now - committed >= self._options.commit_interval:
                     committed = now
                     self._commit(consumer)
             elif not records:
+                self._lag.forget(consumer)
                 self._ride_out(now - connected, backoff)
 
     def _ride_out(self, seconds: float, backoff: Backoff) -> None:
@@ -340,6 +348,6 @@ class KafkaSource:
         )
 
     def _report_back(self) -> None:
-        if self._lost is not None:
-            self._lost = None
-            self._context.report("source_connected", source=self._context.name)
+        if self._lost is not None or not self._said:
+            self._context.report("source_connected", quiet=self._lost is None, source=self._context.name)
+            self._lost, self._said = None, True

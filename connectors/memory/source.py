@@ -19,7 +19,7 @@ class MemorySource:
     """See monitor.ports.Source. The position is the index in the channel."""
 
     def __init__(self, options: MemorySourceOptions, context: Context) -> None:
-        self._name = context.name
+        self._context = context
         self._channel = channel(options.channel)
         self._places = Places(options.max_in_flight)
 
@@ -33,6 +33,7 @@ class MemorySource:
         self._places.close()
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
+        self._context.report("source_connected", quiet=True, source=self._context.name)
         index = 0
         while not self._places.closed:
             if not self._places.free:
@@ -44,7 +45,7 @@ class MemorySource:
                 index += 1
                 if message.position not in self._channel.settled:
                     settle = self._places.take(partial(self._channel.settled.add, message.position))
-                    yield Delivery(dataclasses.replace(message, source=self._name), settle)
+                    yield Delivery(dataclasses.replace(message, source=self._context.name), settle)
 
 
 class MemorySender:

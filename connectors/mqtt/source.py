@@ -58,6 +58,8 @@ class MqttSource:
         self._told: set[tuple[str, str]] = set()
         self._lost: str | None = None
         """The cause that was reported last; None while connected."""
+        self._said = False
+        """Whether it was ever said that we are connected."""
         self._had_session = False
 
     async def __aenter__(self) -> Self:
@@ -252,6 +254,6 @@ class MqttSource:
             self._context.report("source_disconnected", source=self._context.name, cause=error.cause, error=str(error))
 
     def _report_back(self) -> None:
-        if self._lost is not None:
-            self._lost = None
-            self._context.report("source_connected", source=self._context.name)
+        if self._lost is not None or not self._said:
+            self._context.report("source_connected", quiet=self._lost is None, source=self._context.name)
+            self._lost, self._said = None, True

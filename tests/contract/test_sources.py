@@ -12,7 +12,7 @@ import pytest
 
 from contract.bindings import Record, SourceBinding
 from contract.registered import SOURCES, names
-from monitor.ports import Context, Delivery, Source
+from monitor.ports import Context, Delivery, Listening, Source
 from monitor.registry import kinds, resolve
 from monitor.telemetry import Telemetry
 from monitor.types import Message
@@ -36,8 +36,9 @@ def record() -> Record:
 class Reading:
     """A source that is being read in a task, as the pipeline does."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, telemetry: Telemetry) -> None:
         self.source = source
+        self.telemetry = telemetry
         self.deliveries: list[Delivery] = []
         self.ended = anyio.Event()
 
@@ -60,9 +61,10 @@ class Reading:
 @asynccontextmanager
 async def reading(place: SourceBinding, record: Record, **options: Any) -> AsyncIterator[Reading]:
     chosen = place.options(**options)
-    source = resolve(chosen.implementation)(chosen, Context(name="cameras", report=Telemetry().report, positions=record))
+    telemetry = Telemetry()
+    source = resolve(chosen.implementation)(chosen, Context(name="cameras", report=telemetry.report, positions=record))
     async with source, anyio.create_task_group() as tasks:
-        read = Reading(source)
+        read = Reading(source, telemetry)
         tasks.start_soon(read.run)
         yield read
         await source.stop()
@@ -94,6 +96,18 @@ async def test_hands_out_what_was_sent_in_order(place: SourceBinding, record: Re
         assert {delivery.message.source for delivery in deliveries} == {"cameras"}
         assert len({delivery.message.id for delivery in deliveries}) == 20
         assert all(abs(delivery.message.received - time.time()) < 60 for delivery in deliveries)
+
+
+@pytest.mark.anyio
+async def test_it_says_when_it_has_its_other_side_but_logs_only_losses(place: SourceBinding, record: Record, capfd: Any) -> None:
+    async with reading(place, record) as read:
+        with anyio.fail_after(PATIENCE):
+            while not read.telemetry.count("source_connected"):  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+            while isinstance(read.source, Listening) and not read.source.listening():  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+    assert read.telemetry.count("source_connected") == 1
+    assert "source_connected" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.anyio

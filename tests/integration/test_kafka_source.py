@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -209,6 +210,18 @@ async def test_a_new_partition_is_read_and_not_past_the_places(kafka_with: Calla
     assert more == ["2-0", "2-1", "2-2", "2-3"]
 
 
+async def test_a_member_without_partitions_is_connected_but_hears_nothing_until_its_turn(kafka: Broker) -> None:
+    topic, reports = make_topic(kafka, "standby"), Reports()
+    options = source_options(kafka, topic, session_timeout=6.0)
+    async with AsyncExitStack() as later:
+        async with reading(options) as (first, _):
+            await until(first.listening, seconds=60)  # to a topic in which nothing is
+            second, _ = await later.enter_async_context(reading(options, reports))
+            await until(lambda: reports.count("source_connected"), seconds=60)
+            await until(lambda: first.listening() and not second.listening(), seconds=60)
+        await until(second.listening, seconds=60)
+
+
 async def test_a_rebalance_drains_and_commits_before_it_gives_away(kafka: Broker) -> None:
     """Two members: what was in flight at the first is settled within `drain`, so the second does not get it again."""
     topic = make_topic(kafka, "drained", partitions=2)
@@ -320,11 +333,13 @@ async def test_a_broker_that_goes_and_comes_back(own_kafka: Broker, how: str) ->
     produce(own_kafka, topic, payloads(100))
     reports = Reports()
     options = source_options(own_kafka, topic, max_in_flight=20)
-    async with reading(options, reports) as (_, deliveries):
+    async with reading(options, reports) as (source, deliveries):
         seen = [delivery.message.position for delivery in await take(deliveries, 50, settle=True)]
         held = await take(deliveries, 10)
+        await until(lambda: reports.count("source_connected") == 1 and source.listening())
         await anyio.to_thread.run_sync(getattr(own_kafka, how))
         await until(lambda: reports.count("source_disconnected", "refused"))
+        assert not source.listening()
         for delivery in held:
             delivery.settle()
         seen += [delivery.message.position for delivery in held]
@@ -336,7 +351,7 @@ async def test_a_broker_that_goes_and_comes_back(own_kafka: Broker, how: str) ->
                 delivery = await anext(deliveries)
                 seen.append(delivery.message.position)
                 delivery.settle()
-        await until(lambda: reports.count("source_connected"))
+        await until(lambda: reports.count("source_connected") >= 2 and source.listening())
     first_time = list(dict.fromkeys(seen))
     assert first_time == [f"0-{offset}" for offset in range(120)]
     assert reports.count("source_disconnected", "refused") == 1

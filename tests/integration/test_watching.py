@@ -189,6 +189,22 @@ def test_a_sink_whose_broker_is_away_is_told_before_it_has_anything_to_send(inst
             daemon.drain()
 
 
+@pytest.mark.parametrize("kind", ["kafka", "mqtt"])
+def test_a_broker_that_never_answers_is_not_connected(install: Callable[..., Path], kind: str) -> None:
+    wanted = tables()
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # the kernel accepts for it
+        broker = f"127.0.0.1:{mute.getsockname()[1]}"
+        wanted["sources.cameras"] = {
+            "kafka": {"kind": "kafka", "bootstrap_servers": broker, "topics": ["images"], "group_id": "watched"},
+            "mqtt": {"kind": "mqtt", "url": f"mqtt://{broker}", "topics": ["images"], "client_id": "watched"},
+        }[kind]
+        wanted["sources.cameras"]["connect_timeout"] = 60.0
+        with Watched(install(wanted)) as daemon:
+            daemon.start()
+            daemon.until_trouble(r"source cameras: connecting\n")
+            assert daemon.metric("monitor_source_connected", source="cameras") == 0
+
+
 def test_a_port_that_is_taken_is_a_mistake(install: Callable[..., Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, Watched(install(tables(api={"port": other.getsockname()[1]}))) as daemon:
         daemon.start()

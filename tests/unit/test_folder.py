@@ -180,13 +180,14 @@ async def test_a_folder_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     async with reading(inbox) as read:
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / "1.png").write_bytes(b"x")
-        await anyio.sleep(0.05)
+        await read.happened("source_connected")
         inbox.rmdir()  # made by the source
         await read.happened("source_disconnected")
+        assert read.telemetry.count("source_connected") == 1
         (tmp_path / "new").rename(inbox)
         await read.until(1)
         assert read.telemetry.count("source_disconnected", "lost") == 1
-        assert read.telemetry.count("source_connected") == 1
+        assert read.telemetry.count("source_connected") == 2
 
 
 @pytest.mark.anyio

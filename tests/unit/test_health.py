@@ -4,6 +4,7 @@ import itertools
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -12,13 +13,17 @@ import pytest
 
 from connectors.memory.channel import channel
 from connectors.memory.options import MemorySinkOptions
+from connectors.memory.sink import MemorySink
+from connectors.memory.source import MemorySource
 from monitor import health as module
 from monitor.commands.listen import line_of
+from monitor.errors import Disconnected
 from monitor.health import Health
 from monitor.publishing import Outlet
 from monitor.settings import SinkSettings
 from monitor.streams import Streams
 from monitor.telemetry import HAPPENINGS, HEALTH, Telemetry
+from monitor.types import Event
 from unit.test_pipeline import Line, picture, positions, until
 from unit.test_schema import validator
 
@@ -235,8 +240,8 @@ async def test_while_a_sink_holds_the_flow_no_stream_is_silent(tmp_path, monkeyp
     looks: list[float] = []
     look = Streams.look
 
-    def spy(self: Streams, now: float, *, heard_until: float) -> None:
-        look(self, now, heard_until=heard_until)
+    def spy(self: Streams, now: float, *, heard_until: float, listening: bool) -> None:
+        look(self, now, heard_until=heard_until, listening=listening)
         looks.append(heard_until)
 
     line.sink.away = True
@@ -265,12 +270,30 @@ async def test_a_stream_that_is_dead_is_told_although_the_others_fill_max_in_fli
             await anyio.sleep(0.05)
 
 
+async def test_while_nothing_that_is_sent_can_reach_a_source_no_stream_is_silent(tmp_path, monkeypatch):
+    line, looks, look, reached = Line(tmp_path), [], Streams.look, []
+    line.settings = replace(line.settings, sources={"cameras": line.settings.sources["cameras"].model_copy(update={"expect_every": 0.2})})
+
+    def spy(self: Streams, now: float, *, heard_until: float, listening: bool) -> None:
+        look(self, now, heard_until=heard_until, listening=listening)
+        looks.append(heard_until)
+
+    monkeypatch.setattr(Streams, "look", spy)
+    monkeypatch.setattr(MemorySource, "listening", lambda _: bool(reached), raising=False)  # as Kafka's without partitions
+    async with line.running() as pipeline:
+        await until(lambda: looks and looks[-1] - looks[0] > 0.6)
+        assert line.telemetry.count("stream_silent") == 0
+        assert list(pipeline.troubles()) == [], "a member that stands by is ready"
+        reached.append(True)
+        await until(lambda: line.telemetry.count("stream_silent"))
+
+
 async def test_while_the_process_stands_still_no_time_passes_for_a_stream(tmp_path, monkeypatch):
     line, looks, look = Line(tmp_path), [], Streams.look
     line.settings = replace(line.settings, sources={"cameras": line.settings.sources["cameras"].model_copy(update={"expect_every": 0.4})})
 
-    def spy(self: Streams, now: float, *, heard_until: float) -> None:
-        look(self, now, heard_until=heard_until)
+    def spy(self: Streams, now: float, *, heard_until: float, listening: bool) -> None:
+        look(self, now, heard_until=heard_until, listening=listening)
         looks.append((now, heard_until))
 
     monkeypatch.setattr(Streams, "look", spy)
@@ -282,3 +305,24 @@ async def test_while_the_process_stands_still_no_time_passes_for_a_stream(tmp_pa
     times, heard = zip(*looks, strict=True)
     assert max(after - before for before, after in itertools.pairwise(times)) > 0.9
     assert max(after - before for before, after in itertools.pairwise(heard)) < 0.1 + 1e-6
+
+
+async def test_an_event_that_a_sink_does_not_take_is_no_trouble_of_the_flow_and_the_next_is_sent(tmp_path, monkeypatch):
+    send = MemorySink.send
+
+    async def picky(self: MemorySink, events: Sequence[Event]) -> None:
+        if any(event.data.get("what") == "model_missing" for event in events):
+            raise Disconnected("bottle0 is a forbidden topic", "not_authorised")
+        await send(self, events)
+
+    monkeypatch.setattr(MemorySink, "send", picky)
+    line = Line(tmp_path, train_now=False)
+    line.settings = replace(line.settings, sinks={"all": SinkSettings(events=("alert", "health"), options=MemorySinkOptions(channel=line.sink.name))})
+    line.put(picture(0, defect=True))
+    async with line.running() as pipeline:
+        await until(lambda: line.telemetry.count("health_event_dropped", "rejected") == 1)
+        line.train()
+        await until(lambda: len(line.sink.events) == 2)
+        assert list(pipeline.troubles()) == []
+    assert {event["type"] for event in line.sink.events} == {"monitor.alert.v1", "monitor.health.v1"}
+    assert line.telemetry.count("sink_disconnected") == 0
