@@ -173,9 +173,10 @@ class HealthQueue:
 
     async def _send(self, event: Event) -> None:
         """One at a time: they are few, and so the oldest that waits can always make room."""
-        if await self._outlet.send([event]):
+        error = await self._outlet.offer(event)
+        if error is not None:
             self._count_dropped()
-            self._report("health_event_dropped", sink=self._outlet.name, cause="rejected", id=event.id)
+            self._report("health_event_dropped", sink=self._outlet.name, cause="rejected", id=event.id, error=error)
         self._sending = 0
         if not self._events:
             self._overflowed = False

@@ -18,6 +18,8 @@ R = TypeVar("R")
 
 LOOK_EVERY = 15.0
 """Seconds without a send after which the other side is looked at: shorter than a connection is kept alive by itself."""
+_TRIES = 4
+"""How often a sink that is there is offered an event that it does not take."""
 
 
 class Outlet:
@@ -58,6 +60,24 @@ class Outlet:
         refused = await self._patiently(lambda: self._send(events))
         self._found()
         return refused
+
+    async def offer(self, event: Event) -> str | None:
+        """For what holds nothing and may be lost: None when it is confirmed, else why not. While the other side is away, it waits.
+
+        Where that is there, and takes what the flow sends, but again and again not this event, that is no trouble of the flow."""
+        backoff = Backoff(first=0.2)
+        refusals = 0
+        while True:
+            try:
+                refused = await self._send([event])
+            except Disconnected as error:
+                refusals += await self._look() and not self._held
+                if refusals == _TRIES:
+                    return f"{error} ({error.cause})"
+            else:
+                self._found()
+                return refused[0].error if refused else None
+            await anyio.sleep(backoff.delay())
 
     async def _look(self) -> bool:
         try:
