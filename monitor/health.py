@@ -58,14 +58,18 @@ class Health:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Sends meanwhile. At the end what waits is sent too, if that takes no longer than LAST_SECONDS."""
-        async with anyio.create_task_group() as sending:
+        try:
+            async with anyio.create_task_group() as sending:
+                for queue in self._queues:
+                    sending.start_soon(queue.run)
+                yield
+                for queue in self._queues:
+                    queue.close()
+                waiting = any(len(queue) for queue in self._queues)
+                sending.cancel_scope.deadline = anyio.current_time() + (LAST_SECONDS if waiting else 0.0)
+        finally:
             for queue in self._queues:
-                sending.start_soon(queue.run)
-            yield
-            for queue in self._queues:
-                queue.close()
-            waiting = any(len(queue) for queue in self._queues)
-            sending.cancel_scope.deadline = anyio.current_time() + (LAST_SECONDS if waiting else 0.0)
+                queue.end()
 
     def _event(self, what: str, facts: Mapping[str, Any], now: float) -> Event | None:
         """None where something is over that never began: a model that is loaded, and none was missing."""
@@ -115,8 +119,9 @@ class HealthQueue:
         self._open_it = open_it
         self._events: deque[Event] = deque()
         self._sending = 0
-        self._overflowed = False  # said already
+        self._said = False  # that events are lost, since the queue was empty last
         self._closed = False
+        self._ended = False
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -126,21 +131,31 @@ class HealthQueue:
 
     def put(self, event: Event) -> None:
         with self._lock:
-            full = len(self._events) >= MOST_WAITING
-            if full:
+            cause = "ended" if self._ended else "full" if len(self._events) >= MOST_WAITING else None
+            if cause == "full":
                 self._events.popleft()
-            self._events.append(event)
-            said, self._overflowed = self._overflowed, self._overflowed or full
+            if cause != "ended":
+                self._events.append(event)
+            said, self._said = self._said, self._said or cause is not None
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._wake.set)
-        if full:
-            self._count_dropped()
-            self._report("health_event_dropped", quiet=said, sink=self._outlet.name, cause="full")
+        if cause is not None:
+            self._drop(cause, quiet=said)
 
     def close(self) -> None:
         """`run` ends when nothing waits. From the event loop's thread."""
         self._closed = True
         self._wake.set()
+
+    def end(self) -> None:
+        """When `run` has ended: what still waits is lost, and so is what comes later."""
+        with self._lock:
+            lost = len(self)
+            self._ended = True
+            self._events.clear()
+            self._said |= lost > 0
+        for number in range(lost):
+            self._drop("ended", quiet=number > 0, count=lost)
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -175,11 +190,14 @@ class HealthQueue:
         """One at a time: they are few, and so the oldest that waits can always make room."""
         error = await self._outlet.offer(event)
         if error is not None:
-            self._count_dropped()
-            self._report("health_event_dropped", sink=self._outlet.name, cause="rejected", id=event.id, error=error)
+            self._drop("rejected", id=event.id, error=error)
         self._sending = 0
         if not self._events:
-            self._overflowed = False
+            self._said = False
+
+    def _drop(self, cause: str, *, quiet: bool = False, **facts: Any) -> None:
+        self._count_dropped()
+        self._report("health_event_dropped", quiet=quiet, sink=self._outlet.name, cause=cause, **facts)
 
 
 def _plain(value: Any) -> Any:

@@ -186,6 +186,11 @@ async def test_a_sink_that_is_away_does_not_hold_the_end(monkeypatch: pytest.Mon
     async with running(site):
         site.heard.report("offsets_gone", source="cameras", missing=1)
     assert site.events == []
+    lost = site.telemetry.count("health_event_dropped", "ended")
+    assert lost >= 1, "and what is lost is counted"
+    site.heard.report("offsets_gone", source="cameras", missing=2)
+    assert site.telemetry.count("health_event_dropped", "ended") == lost + 1
+    assert f"monitor_health_events_dropped_total {float(lost + 1)}\n".encode() in site.telemetry.exposition()
 
 
 def with_sinks(line: Line, **sinks: SinkSettings) -> Line:
