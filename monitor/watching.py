@@ -45,6 +45,7 @@ class Watch:
         every = _EVERY if self._notifier.watchdog is None else min(_EVERY, self._notifier.watchdog / 2)
         stalled, told = False, ""
         while True:
+            self._notifier.again()
             stalls = self.stalls()
             if stalls and not stalled:
                 self._telemetry.report("stalled", error="; ".join(stalls))

@@ -5,6 +5,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -71,6 +72,8 @@ def test_it_says_what_systemd_understands(manager: Manager) -> None:
         ({"WATCHDOG_USEC": "30000000"}, 30.0),
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid() + 1)}, None),  # it is another's
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "-1"}, None),
         ({}, None),
     ],
 )
@@ -100,18 +103,71 @@ def test_without_a_service_manager_nothing_is_told() -> None:
 def test_a_manager_that_does_not_listen_holds_nothing_and_is_named_once(manager: Manager) -> None:
     telemetry = Telemetry()
     told = notifier(manager, telemetry)
-    for _ in range(20):  # its queue may be full before; on no machine does that hold us
-        told.ready()
     manager.socket.close()
     told.ready()
 
     assert telemetry.count("notify_failed") == 1
 
 
+def fill(manager: Manager) -> None:
+    """Until its queue is full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                other.sendto(b"X=1", manager.socket.getsockname())
+
+
+def test_what_finds_the_queue_full_is_told_later_in_its_order(manager: Manager) -> None:
+    telemetry = Telemetry()
+    told = notifier(manager, telemetry, WATCHDOG_USEC="30000000")
+    fill(manager)
+    told.status("starting")
+    told.ready()
+    told.reloading()
+    told.ready()
+    told.status("ready")
+    told.alive()  # not later
+    told.again()
+    assert {line for (line,) in manager.heard()} == {"X=1"}
+
+    told.again()
+    assert [lines[0] for lines in manager.heard()] == ["RELOADING=1", "READY=1", "STATUS=ready"]
+    told.again()
+    assert manager.heard() == []
+    assert telemetry.count("notify_failed") == 1
+
+
+def test_a_status_that_is_no_text_or_too_long_is_told_as_far_as_it_can_be(manager: Manager) -> None:
+    told = notifier(manager)
+    told.status("detector bottle: /var/\udcff")
+    told.status("x" * 1_000_000)
+    first, (second,) = manager.heard()
+    assert first == ["STATUS=detector bottle: /var/?"]
+    assert len(second) < 4096
+
+
 @pytest.mark.anyio
-async def test_the_watchdog_is_told_only_while_no_batch_stalls(manager: Manager) -> None:
+async def test_the_watch_tells_again(manager: Manager) -> None:
+    told = notifier(manager, WATCHDOG_USEC="20000")
+    fill(manager)
+    told.ready()
+    watch = Watch([], Devices(), stall=60.0, telemetry=Telemetry(), notifier=told)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch.run)
+        with anyio.fail_after(60):
+            while ["READY=1"] not in manager.heard():  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_the_watchdog_is_told_only_while_no_batch_stalls(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry, devices = Telemetry(), Devices()
-    watch = Watch([], devices, stall=60.0, telemetry=telemetry, notifier=notifier(manager, telemetry, WATCHDOG_USEC="20000"))
+    told = notifier(manager, telemetry, WATCHDOG_USEC="20000")
+    watch = Watch([], devices, stall=60.0, telemetry=telemetry, notifier=told)
+    turns: list[None] = []
+    monkeypatch.setattr(watch, "troubles", lambda: turns.append(None) or [])  # asked at the end of each
 
     async def heard(line: str) -> None:
         with anyio.fail_after(60):
@@ -129,7 +185,10 @@ async def test_the_watchdog_is_told_only_while_no_batch_stalls(manager: Manager)
             while not telemetry.count("stalled"):  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         manager.heard()
-        await anyio.sleep(0.1)  # several turns
+        turns.clear()
+        with anyio.fail_after(60):
+            while len(turns) < 3:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
         assert ["WATCHDOG=1"] not in manager.heard()
         assert telemetry.count("stalled") == 1
 
