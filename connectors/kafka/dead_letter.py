@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from connectors.kafka.options import KafkaDeadLetterOptions
 from connectors.kafka.producer import Record
 from connectors.kafka.writer import KafkaWriter
-from connectors.letters import Letter, Letters
+from connectors.letters import Letter, Letters, written
 from connectors.shrinking import reject_refused
 from monitor.ports import Context
 from monitor.types import Event
@@ -27,4 +27,4 @@ class KafkaDeadLetter(KafkaWriter[KafkaDeadLetterOptions]):
         reject_refused(events, outcomes)
 
     def _record(self, letter: Letter) -> Record:
-        return Record(topic=self._options.topic, value=letter.value, key=letter.key, headers=letter.headers)
+        return Record(topic=self._options.topic, value=letter.value, key=letter.key, headers=written(letter))

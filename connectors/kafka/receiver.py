@@ -13,7 +13,7 @@ from connectors.cloudevents import read_event
 from connectors.kafka.connection import client_arguments, disconnected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.options import KafkaProducerOptions
-from connectors.letters import Letter, read_letter
+from connectors.letters import letter_of, read_letter
 from connectors.maps import read_map
 from monitor.errors import MonitorError
 
@@ -110,5 +110,8 @@ def _event(record: Any) -> Mapping[str, Any]:
     where, headers = f"kafka:{record.topic}/{record.partition}-{record.offset}", dict(record.headers)
     if "monitor-source" not in headers:
         return read_event(record.value or b"", where)
-    letter = Letter(value=record.value or b"", key=record.key, headers=tuple((name, value or b"") for name, value in record.headers))
+    try:
+        letter = letter_of(record.value or b"", record.key, tuple((name, value or b"") for name, value in record.headers))
+    except ValueError as error:
+        return {"error": f"{where} is no dead letter: {error}"}
     return read_letter(letter, where, record.timestamp / 1000)

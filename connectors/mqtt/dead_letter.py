@@ -1,11 +1,10 @@
 """Messages that could not be scored, to an MQTT topic: byte for byte, with their key and headers, and why."""
 
 import base64
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from connectors.letters import Headers, Letter, Letters
+from connectors import letters
+from connectors.letters import Letter, Letters, own_headers
 from connectors.mqtt.options import MqttDeadLetterOptions
 from connectors.mqtt.publisher import Record, Taken
 from connectors.mqtt.text import LONGEST, as_text, is_text
@@ -15,15 +14,15 @@ from monitor.errors import Disconnected
 from monitor.ports import Context
 from monitor.types import Event
 
-_KEY, _HEADERS = "monitor-key", "monitor-headers"
+_KEY = "monitor-key"
 
 
 class MqttDeadLetter(MqttWriter[MqttDeadLetterOptions]):
     """A monitor.ports.Sink. The user properties are those of connectors.letters.Letter: the message's own and `monitor-*`.
 
-    A key is `monitor-key`, in base64. Where a header is no text that MQTT takes, all of the message's own are `monitor-headers`
-    instead: JSON, [name, value in base64] each. The content type is the message's own. While nobody has subscribed
-    the broker would drop it: that counts as being away, and the sources hold.
+    A key is `monitor-key`, in base64. Where a header is no text that MQTT takes, all of the message's own are packed
+    (connectors.letters.own_headers). The content type is the message's own. While nobody has subscribed the broker would drop it:
+    that counts as being away, and the sources hold.
     """
 
     def __init__(self, options: MqttDeadLetterOptions, context: Context) -> None:
@@ -61,31 +60,21 @@ def _is_carried(record: Record) -> bool:
 
 def user_properties(letter: Letter) -> tuple[tuple[str, str], ...]:
     """Of a letter's key and headers; one may be longer than MQTT carries."""
-    own = [(name, value) for name, value in letter.headers if not name.startswith("monitor-")]
-    said = [(name, as_text(value.decode("utf-8", "replace"))) for name, value in letter.headers if name.startswith("monitor-")]
+    own = [(name, value.decode()) for name, value in own_headers(letter, _is_text)]
     key = [] if letter.key is None else [(_KEY, base64.b64encode(letter.key).decode())]
-    texts = [(name, _text(value)) for name, value in own]
-    if all(value is not None and is_text(name) and is_text(value) for name, value in texts):
-        return (*((name, value) for name, value in texts if value is not None), *key, *said)
-    packed = json.dumps([(name, base64.b64encode(value).decode()) for name, value in own])
-    return ((_HEADERS, packed), *key, *said)
+    facts = [(name, as_text(value.decode("utf-8", "replace"))) for name, value in letter.facts]
+    return (*own, *key, *facts)
 
 
 def letter_of(value: bytes, properties: Sequence[tuple[str, str]]) -> Letter:
     """The other way. Raises ValueError for what `user_properties` did not make."""
-    said: Mapping[str, str] = dict(properties)
-    headers: Headers = tuple((name, text.encode()) for name, text in properties if name not in (_KEY, _HEADERS))
-    try:
-        packed: Any = json.loads(said.get(_HEADERS, "[]"))
-        own = tuple((str(name), base64.b64decode(text, validate=True)) for name, text in packed)
-        key = base64.b64decode(said[_KEY], validate=True) if _KEY in said else None
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"not the headers of a dead letter: {error!r}") from error
-    return Letter(value=value, key=key, headers=own + headers)
+    key = dict(properties).get(_KEY)
+    headers = tuple((name, text.encode()) for name, text in properties if name != _KEY)
+    return letters.letter_of(value, None if key is None else base64.b64decode(key, validate=True), headers)
 
 
-def _text(value: bytes) -> str | None:
+def _is_text(name: str, value: bytes) -> bool:
     try:
-        return value.decode()
+        return is_text(name) and is_text(value.decode())
     except UnicodeDecodeError:
-        return None
+        return False

@@ -8,6 +8,7 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from connectors.kafka.options import KafkaDeadLetterOptions, KafkaSinkOptions, KafkaSourceOptions
+from connectors.letters import letter_of
 from contract.bindings import AnyBytes, Letter, unspilled
 from kafka_plant import fresh, make_topic
 
@@ -70,7 +71,8 @@ class KafkaDeadLetterBinding(_Place):
 
 
 def _letter(record: Any) -> Letter:
-    why = {name: value.decode() for name, value in record.headers if name.startswith("monitor-")}
+    letter = letter_of(record.value, record.key, tuple(record.headers))
+    why = {name: value.decode() for name, value in letter.facts}
     spilled = "monitor-spilled" in why
     return Letter(
         source=why["monitor-source"],
@@ -78,7 +80,7 @@ def _letter(record: Any) -> Letter:
         position=why["monitor-position"],
         payload=unspilled(json.loads(record.value)) if spilled else record.value,
         key=record.key,
-        headers=tuple((name, value) for name, value in record.headers if not name.startswith("monitor-")),
+        headers=letter.headers,
         reason=why["monitor-reason"],
         error=why["monitor-error"],
         spilled=spilled,

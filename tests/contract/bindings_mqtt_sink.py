@@ -50,7 +50,7 @@ class MqttDeadLetterBinding(_Place):
 
 def _letter(message: MQTTMessage) -> Letter:
     letter = letter_of(bytes(message.payload), getattr(message.properties, "UserProperty", ()))
-    why = {name: value.decode() for name, value in letter.headers if name.startswith("monitor-")}
+    why = {name: value.decode() for name, value in letter.facts}
     spilled = "monitor-spilled" in why
     return Letter(
         source=why["monitor-source"],
@@ -58,7 +58,7 @@ def _letter(message: MQTTMessage) -> Letter:
         position=why["monitor-position"],
         payload=unspilled(json.loads(letter.value)) if spilled else letter.value,
         key=letter.key,
-        headers=tuple((name, value) for name, value in letter.headers if not name.startswith("monitor-")),
+        headers=letter.headers,
         reason=why["monitor-reason"],
         error=why["monitor-error"],
         spilled=spilled,

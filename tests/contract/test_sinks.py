@@ -280,6 +280,19 @@ async def test_a_dead_letter_keeps_the_message_byte_for_byte(grave: DeadLetterBi
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    "name", ["monitor-spilled", "monitor-key", "monitor-headers", "monitor-source", "monitor-\n", "monitor-\ufeff", "\ud800"], ids=ascii
+)
+async def test_a_dead_letter_keeps_headers_of_any_name_apart_from_its_own(grave: DeadLetterBinding, telemetry: Telemetry, name: str) -> None:
+    headers = (("x", b"1"), (name, b"true"), (name, b"\xff"))
+    async with opened(grave.options(), telemetry) as sink:
+        await sink.send([letter(b'{"path": "/etc/hostname"}', "0-1", headers, b"key")])
+    (found,) = grave.letters()
+    assert (found.headers, found.key, found.source) == (headers, b"key", "cameras")
+    assert (found.payload, found.spilled) == (b'{"path": "/etc/hostname"}', False)
+
+
+@pytest.mark.anyio
 async def test_a_dead_letter_beyond_its_limit_is_spilled(grave: DeadLetterBinding, telemetry: Telemetry) -> None:
     large = bytes(range(256)) * 400
     async with opened(grave.options(max_bytes=4096), telemetry) as sink:

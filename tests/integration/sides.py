@@ -4,6 +4,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -222,7 +223,8 @@ class MqttOutlet:
 
     def look(self) -> Sequence[Record]:
         for message in self._reader.look()[len(self._records) :]:
-            self._records.append(letter_of(bytes(message.payload), getattr(message.properties, "UserProperty", ())))
+            letter = letter_of(bytes(message.payload), getattr(message.properties, "UserProperty", ()))
+            self._records.append(replace(letter, headers=letter.headers + letter.facts))
         return self._records
 
     def close(self) -> None:

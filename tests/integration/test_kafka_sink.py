@@ -256,7 +256,7 @@ async def test_dead_letters_that_the_topic_refuses_are_spilled(kafka_with: Calla
     assert (spilled_at(facts["path"]), facts["size"], spilled.key) == (payload, 25_600, b"cam")
     assert dict(spilled.headers)["monitor-reason"] == b"undecodable"
     beside = json.loads(spilled_at(dict(headed.headers)["monitor-headers-spilled"].decode()))
-    assert [name for name, _ in beside["headers"]] == ["content-type", "long", *(name for name, _ in last.headers)]
+    assert [name for name, _ in beside["headers"]] == ["content-type", "long"]
     assert spilled_at(json.loads(headed.value)["path"]) == b"tiny"
     assert json.loads(spilled_at(json.loads(rejected.value)["path"]))["id"] == alert(1).id
     assert reports.count("payload_spilled") == 3
