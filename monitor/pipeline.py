@@ -180,7 +180,8 @@ class Pipeline:
             yield "monitor_queue_depth", (f"sources.{inlet.name}",), intake.waiting
             yield "monitor_silent_streams", (inlet.name,), intake.silent_streams
         for outlet in (*self._outlets.values(), self._dead_letter):
-            yield "monitor_sink_connected", (outlet.name,), float(outlet.away is None)
+            name = "monitor_sink_connected" if outlet in self._needed else "monitor_health_sink_connected"
+            yield name, (outlet.name,), float(outlet.away is None)
         for name, slot in self._slots.items():
             yield "monitor_queue_depth", (f"detectors.{name}",), len(self._batchers[name])
             if slot.model is not None:

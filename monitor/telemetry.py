@@ -31,7 +31,7 @@ HAPPENINGS: dict[str, str] = {
     "message_without_id": "warning",  # MQTT messages without a user property id: identical payloads share one; said once per topic
     "message_at_most_once": "warning",  # was published with QoS 0, where only QoS 1 comes again after a loss; said once per topic
     "message_dropped": "warning",  # a message with QoS 0 came while max_in_flight were out; counted only
-    "sink_disconnected": "warning",  # a sink's other side is away; its sources hold
+    "sink_disconnected": "warning",  # a sink's other side is away; its sources hold, but for one that takes health events only
     "sink_connected": "info",  # it is back (logged after a loss only)
     "map_dropped": "warning",  # an alert was too large with its map and went without
     "event_unheard": "warning",  # a broker confirmed an event that nobody has subscribed to, and kept nothing; counted each, logged once per topic
@@ -54,16 +54,17 @@ HAPPENINGS: dict[str, str] = {
     "device_lost": "critical",  # the device is gone; the daemon stops
     "batch_repeated": "warning",  # a batch raised or scored as not finite and was repeated one sample at a time
     "stream_unwatched": "warning",  # no detector takes this stream; counted per sample, logged once per stream
-    "stream_silent": "warning",  # nothing came from a stream for longer than `expect_every`; without `stream`: from its source, ever
+    "stream_silent": "warning",  # nothing came from a stream for longer than `expect_every`; without `stream`: from its source, ever, or from `count` more
     "stream_speaks": "info",  # something came again
     "stream_moved": "info",  # a rebalance took partitions: a silent stream may be another member's now, and is silent here no more
+    "stream_forgotten": "info",  # a reload or the end took its source, or others its place: what was told of it is over, and it must speak to be known
     "signal_blank": "warning",  # a stream sends pictures of one colour, or silence; its samples are scored all the same
     "signal_clipped": "warning",  # a stream sends pictures or sound at the end of the scale: overexposed, overdriven; scored all the same
     "signal_frozen": "warning",  # a stream sends the same content again and again; scored all the same
     "signal_restored": "info",  # for a minute none of its samples had such a flaw
     "sample_too_old": "warning",  # samples older than `max_age` were settled, not scored; `count` since this was last said; counted per sample
     "samples_in_time": "info",  # for a minute none was too old
-    "health_event_dropped": "warning",  # a health event was lost to one sink: its queue was full, or it never takes it; said once per outage
+    "health_event_dropped": "warning",  # a health event was lost to one sink: full, it never takes it, or the end came; once per outage
     "partitions_revoked": "info",  # a rebalance took partitions away
     "partitions_lost": "warning",  # partitions went to another member before we could commit
     "unsettled_at_revoke": "warning",  # `drain` ended before all was settled; those come again
@@ -89,6 +90,7 @@ HEALTH: dict[str, tuple[str, ...]] = {
     "stream_silent": (),
     "stream_speaks": ("stream_silent",),
     "stream_moved": ("stream_silent",),
+    "stream_forgotten": ("stream_silent", "signal_blank", "signal_clipped", "signal_frozen", "sample_too_old"),
     "signal_blank": (),
     "signal_clipped": (),
     "signal_frozen": (),
@@ -115,9 +117,13 @@ METRICS: dict[str, Metric] = {
     "monitor_scored_total": Metric("counter", "Samples that a detector scored.", ("detector",)),
     "monitor_anomalous_total": Metric("counter", "Samples whose score was above the threshold.", ("detector",)),
     "monitor_events_sent_total": Metric("counter", "Events that a sink's other side has confirmed, by type.", ("sink", "type")),
-    "monitor_health_events_dropped_total": Metric("counter", "Model and health events dropped because their queue was full."),
+    "monitor_health_events_dropped_total": Metric(
+        "counter", "Health events lost to a sink: its queue was full, it never takes them, or the end came first."
+    ),
     "monitor_dead_letters_total": Metric("counter", "Messages and events that the dead letter has confirmed, by reason.", ("reason",)),
-    "monitor_happenings_total": Metric("counter", "What else happened, by the name of its log event and its cause.", ("happening", "cause")),
+    "monitor_happenings_total": Metric(
+        "counter", "How often each log event happened, by its name and cause; also where the log says it only once.", ("happening", "cause")
+    ),
     # how long it took
     "monitor_batch_size": Metric("histogram", "Samples per scored batch.", ("detector",), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)),
     "monitor_batch_seconds": Metric(
@@ -135,7 +141,10 @@ METRICS: dict[str, Metric] = {
     # how things stand
     "monitor_ready": Metric("gauge", "1 when /ready says yes: every source and sink connected, every detector with a model, not draining."),
     "monitor_source_connected": Metric("gauge", "1 while a source has its other side.", ("source",)),
-    "monitor_sink_connected": Metric("gauge", "1 while a sink (or the dead_letter) has its other side; while 0, its sources hold.", ("sink",)),
+    "monitor_sink_connected": Metric(
+        "gauge", "1 while a sink (or the dead_letter) has its other side; while 0, its sources hold what they have for it.", ("sink",)
+    ),
+    "monitor_health_sink_connected": Metric("gauge", "The same of a sink that takes health events only; it holds nothing.", ("sink",)),
     "monitor_source_lag": Metric("gauge", "Messages that a source's broker holds for us and we have not settled, where it tells.", ("source",)),
     "monitor_unsettled": Metric("gauge", "Messages that a source handed out and that are not settled.", ("source",)),
     "monitor_oldest_unsettled_seconds": Metric("gauge", "How long the oldest unsettled message is out; 0 without one.", ("source",)),

@@ -205,7 +205,13 @@ async def test_a_health_sink_that_is_away_holds_nothing(tmp_path):
     line.put(*(picture(number, defect=number == 3) for number in range(10)))
     async with line.running() as pipeline:
         await until(lambda: line.source.settled == positions(line.source))
-        assert list(pipeline.troubles()) == [], "and the daemon is ready"
+        await until(lambda: list(pipeline.troubles()) == [])
+        stands = {(name, labels): value for name, labels, value in pipeline.readings() if name.endswith("sink_connected")}
+    assert stands == {
+        ("monitor_sink_connected", ("all",)): 1.0,
+        ("monitor_sink_connected", ("dead_letter",)): 1.0,
+        ("monitor_health_sink_connected", ("office",)): 0.0,
+    }
     assert line.ids("alert") == ["bottle0:cameras/press/3"]
 
 
