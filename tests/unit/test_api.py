@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.api.server import serving
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, MonitorError
 from monitor.notify import Notifier
 from monitor.serving import Devices
 from monitor.settings import ApiSettings
@@ -120,9 +120,17 @@ async def test_where_it_cannot_listen_is_a_mistake_in_words() -> None:
         " another daemon or service listens there: give this one another port",
     )
 
-    with pytest.raises(ConfigError, match=r"^api: 192\.0\.2\.1 port 0 cannot be listened on: "):  # an address of no machine (RFC 5737)
+    with pytest.raises(ConfigError, match=r"^api\.host: 'a\.\.b' cannot be a host: "):
+        async with serving(ApiSettings(host="a..b", port=0), served.watch, served.telemetry):
+            pass
+
+
+async def test_an_address_that_may_come_is_no_mistake_and_the_service_manager_tries_again() -> None:
+    served = Served()
+    with pytest.raises(MonitorError, match=r"^api: 192\.0\.2\.1 port 0 cannot be listened on: ") as caught:  # an address of no machine (RFC 5737)
         async with serving(ApiSettings(host="192.0.2.1", port=0), served.watch, served.telemetry):
             pass
+    assert type(caught.value) is MonitorError, "exit 1: with 2, systemd would leave it"
 
 
 async def test_a_happening_that_nobody_named_is_a_bug() -> None:
