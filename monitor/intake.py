@@ -112,6 +112,7 @@ class Intake:
                 tasks.start_soon(self._read, send)
                 tasks.start_soon(self._decode, receive)
             watch.cancel_scope.cancel()
+        self._streams.end()
 
     async def stop(self) -> None:
         """Read no more. What waits for a first model is left unsettled, and comes again."""

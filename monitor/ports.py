@@ -57,7 +57,10 @@ class SourceOptions(Options):
     max_seconds: float = Field(default=600.0, gt=0)
     """Longest sound in seconds; checked before it is decoded."""
     expect_every: float | None = Field(default=None, gt=0)
-    """A stream of this source from which nothing has come for longer is a health event; so is a source from which nothing comes at all."""
+    """A stream of this source from which nothing has come for longer is a health event; so is a source from which nothing comes at all.
+
+    It must have spoken since the start or the last reload of its source. 20 are told by name at a time, the others as their number.
+    """
     max_age: float | None = Field(default=None, gt=0)
     """A sample captured longer ago is not scored: it is counted, settled and named in a health event. Without it, age does not matter."""
 

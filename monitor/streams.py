@@ -15,8 +15,13 @@ from monitor.types import Sample
 
 MOST_STREAMS = 10_000
 """Known streams of one source at most, since their names come from outside; the one that has been silent longest is forgotten."""
+MOST_NAMED_SILENT = 20
+"""Streams of one source whose silence is told by name at a time; that of the others is told as their number."""
 FROZEN = 3
-"""Samples of one stream in a row with the same content, at different positions, that make it frozen. A redelivery is no such sample."""
+"""Samples of one stream in a row with the same content, at different positions, that make it frozen. A redelivery is no such sample.
+
+Nor is a message over MQTT with the payload of the one before, unless it says an `id` or when it was captured: these two have one position.
+"""
 QUIET = 60.0
 """Seconds without another flawed (or too old) sample after which it is over; and seconds between two reports of samples that are too old."""
 _MOST_NAMED = 10
@@ -29,6 +34,8 @@ class _Stream:
     expected: bool = True
     """False when a rebalance may have given it to another member; until it speaks here again."""
     silent: bool = False
+    named: bool = False
+    """Whether its silence was told by its name."""
     content: tuple[Any, ...] | None = None
     alike: set[str] = field(default_factory=set)
     """Positions of the last samples in a row with that content, FROZEN at most."""
@@ -57,6 +64,10 @@ class Streams:
         """Since when whatever is sent arrives here without delay."""
         self._ever_spoke = False
         self._source_silent = False
+        self._named = self._others = 0
+        """Streams whose silence was told by name, and those that are silent besides."""
+        self._others_told = False
+        """That there are others was told, and is not over."""
         self._old = 0
         """Samples that were too old since the last report of some."""
         self._old_streams: set[str] = set()
@@ -72,7 +83,7 @@ class Streams:
     @property
     def silent(self) -> int:
         """Streams that are silent for longer than `expect_every`; 1 for a source from which nothing has ever come."""
-        return sum(stream.silent for stream in self._known.values()) + self._source_silent
+        return self._named + self._others + self._source_silent
 
     def listening(self, since: float) -> None:
         """Before, nothing could arrive; by the clock of arrivals."""
@@ -88,11 +99,11 @@ class Streams:
         if stream is None:
             self._known[name] = _Stream(arrived)
             if len(self._known) > MOST_STREAMS:
-                self._known.popitem(last=False)
+                self._forget(*self._known.popitem(last=False))
             return
         if stream.silent:
-            self._report("stream_speaks", source=self._source, stream=name, silent_for=round(arrived - stream.spoke, 3))
-        stream.spoke, stream.silent, stream.expected = arrived, False, True
+            self._end_silence("stream_speaks", name, stream, silent_for=round(arrived - stream.spoke, 3))
+        stream.spoke, stream.expected = arrived, True
         self._known.move_to_end(name)
 
     def signal(self, sample: Sample, signal: Signal, now: float) -> None:
@@ -145,23 +156,57 @@ class Streams:
             return
         if not self._ever_spoke and not self._source_silent:
             self._source_silent = True
-            self._say_silent(heard_until - self._listening)
+            self._say_silent(silent_for=round(heard_until - self._listening, 3))
+        others = []
         for name, stream in self._known.items():
             if stream.spoke >= overdue:
                 break
             if stream.expected and not stream.silent:
-                stream.silent = True
-                self._say_silent(heard_until - stream.spoke, stream=name)
+                stream.silent, stream.named = True, self._named < MOST_NAMED_SILENT
+                if stream.named:
+                    self._named += 1
+                else:
+                    self._others += 1
+                    others.append(name)
+                self._say_silent(quiet=not stream.named, stream=name, silent_for=round(heard_until - stream.spoke, 3))
+        if others and not self._others_told:
+            self._others_told = True
+            self._say_silent(count=len(others), streams=others[:_MOST_NAMED])
+
+    def end(self) -> None:
+        """Nobody looks here any more: what was told is over, since nobody would tell that it is."""
+        while self._known:
+            self._forget(*self._known.popitem())
+        if self._source_silent or self._aged:
+            self._report("stream_forgotten", source=self._source)
 
     def _expect_again(self) -> None:
         """Which streams are still ours shows only when they speak."""
         for name, stream in self._known.items():
             if stream.silent:
-                self._report("stream_moved", source=self._source, stream=name)
-            stream.expected = stream.silent = False
+                self._end_silence("stream_moved", name, stream)
+            stream.expected = False
 
-    def _say_silent(self, seconds: float, **which: Any) -> None:
-        self._report("stream_silent", source=self._source, **which, silent_for=round(seconds, 3), expect_every=self._expect_every)
+    def _forget(self, name: str, stream: _Stream) -> None:
+        if stream.silent:
+            self._end_silence("stream_forgotten", name, stream)
+        elif stream.flaws:
+            self._report("stream_forgotten", source=self._source, stream=name)
+
+    def _end_silence(self, why: str, name: str, stream: _Stream, **facts: Any) -> None:
+        """`why` is the happening that ends it."""
+        self._report(why, quiet=not (stream.named or stream.flaws), source=self._source, stream=name, **facts)
+        if stream.named:
+            self._named -= 1
+        else:
+            self._others -= 1
+        stream.silent = stream.named = False
+        if self._others_told and not self._others:
+            self._others_told = False
+            self._report(why, source=self._source)
+
+    def _say_silent(self, **facts: Any) -> None:
+        self._report("stream_silent", source=self._source, **facts, expect_every=self._expect_every)
 
     def _of_old(self) -> dict[str, Any]:
         facts = {"count": self._old, "streams": sorted(self._old_streams)}

@@ -54,10 +54,10 @@ HAPPENINGS: dict[str, str] = {
     "device_lost": "critical",  # the device is gone; the daemon stops
     "batch_repeated": "warning",  # a batch raised or scored as not finite and was repeated one sample at a time
     "stream_unwatched": "warning",  # no detector takes this stream; counted per sample, logged once per stream
-    "stream_silent": "warning",  # nothing came from a stream for longer than `expect_every`; without `stream`: from its source, ever, or from `count` more
+    "stream_silent": "warning",  # nothing came from a stream for over `expect_every`; without `stream`: from its source ever, or from `count` more
     "stream_speaks": "info",  # something came again
     "stream_moved": "info",  # a rebalance took partitions: a silent stream may be another member's now, and is silent here no more
-    "stream_forgotten": "info",  # a reload or the end took its source, or others its place: what was told of it is over, and it must speak to be known
+    "stream_forgotten": "info",  # a reload or the end took its source, or others its place: what was told of it is over until it speaks again
     "signal_blank": "warning",  # a stream sends pictures of one colour, or silence; its samples are scored all the same
     "signal_clipped": "warning",  # a stream sends pictures or sound at the end of the scale: overexposed, overdriven; scored all the same
     "signal_frozen": "warning",  # a stream sends the same content again and again; scored all the same

@@ -337,3 +337,16 @@ async def test_an_event_that_a_sink_does_not_take_is_no_trouble_of_the_flow_and_
         assert list(pipeline.troubles()) == []
     assert {event["type"] for event in line.sink.events} == {"monitor.alert.v1", "monitor.health.v1"}
     assert line.telemetry.count("sink_disconnected") == 0
+
+
+async def test_at_the_end_of_a_part_its_silent_streams_are_told_to_be_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LAST_SECONDS", 60.0)
+    office = channel(f"{tmp_path} office")
+    line = with_sinks(Line(tmp_path), office=SinkSettings(inputs=(), events=("health",), options=MemorySinkOptions(channel=office.name)))
+    line.settings = replace(line.settings, sources={"cameras": line.settings.sources["cameras"].model_copy(update={"expect_every": 0.2})})
+    line.put(picture(0), key=b"dead")
+    async with line.running():
+        await until(lambda: any(event["subject"] == "dead" for event in office.events))
+    silent, forgotten = (event["data"] for event in office.events if event["subject"] == "dead")
+    assert (silent["what"], forgotten["what"]) == ("stream_silent", "stream_forgotten")
+    assert (forgotten["ends"], forgotten["since"]) == (["stream_silent"], silent["since"])

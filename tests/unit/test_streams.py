@@ -8,7 +8,7 @@ import pytest
 from monitor import streams as module
 from monitor.ports import SourceOptions
 from monitor.signals import Signal
-from monitor.streams import FROZEN, QUIET, Streams
+from monitor.streams import FROZEN, MOST_NAMED_SILENT, QUIET, Streams
 from monitor.telemetry import Telemetry
 from monitor.types import Sample
 
@@ -125,6 +125,43 @@ def test_names_from_outside_take_no_more_than_so_much_memory(monkeypatch: pytest
     watched.sample(11, stream="new", now=11.0)
     watched.look(100.0)
     assert watched.what() == [("stream_silent", "s9"), ("stream_silent", "s7"), ("stream_silent", "new")]
+    watched.sample(12, stream="newer", now=101.0)
+    assert watched.what() == [("stream_forgotten", "s9")]
+    assert watched.streams.silent == 2
+
+
+def test_of_many_silent_streams_only_some_are_told_by_name():
+    watched = Watched(expect_every=5.0)
+    names = [f"part {number}" for number in range(100)]
+    for now, name in enumerate(names):  # a key per part
+        watched.streams.spoke(name, now / 100)
+    for now in (5.5, 6.0, 7.0):
+        watched.look(now)
+    assert watched.streams.silent == 100
+    assert watched.telemetry.count("stream_silent") == 101
+    *named, others = watched.said
+    assert [facts["stream"] for _, facts in named] == names[:MOST_NAMED_SILENT]
+    assert others == ("stream_silent", {"source": "cameras", "count": 30, "streams": names[20:30], "expect_every": 5.0})
+    watched.said.clear()
+    for name in names[:99]:
+        watched.streams.spoke(name, 8.0)
+    assert watched.what() == [("stream_speaks", name) for name in names[:MOST_NAMED_SILENT]]
+    watched.streams.spoke(names[99], 8.0)
+    assert watched.what() == [("stream_speaks", None)]
+    assert watched.streams.silent == 0
+
+
+def test_at_its_end_what_was_told_is_over():
+    watched = Watched(expect_every=5.0, max_age=10.0)
+    watched.sample(1, stream="silent")
+    watched.sample(2, stream="blank", flaw="signal_blank", now=6.0)
+    watched.sample(3, stream="sound", now=6.0)
+    watched.streams.too_old("sound", 11.0, 6.0)
+    watched.look(6.0)
+    assert watched.what() == [("signal_blank", "blank"), ("sample_too_old", None), ("stream_silent", "silent")]
+    watched.streams.end()
+    assert sorted(watched.what(), key=str) == [("stream_forgotten", "blank"), ("stream_forgotten", "silent"), ("stream_forgotten", None)]
+    assert watched.streams.silent == 0
 
 
 def test_the_third_alike_makes_a_stream_frozen():
