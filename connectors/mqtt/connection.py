@@ -33,6 +33,7 @@ _REFUSED = 0x80
 """Reason codes from here on are refusals."""
 _NOT_AUTHORISED = frozenset({0x86, 0x87, 0x8A, 0x8C})  # bad user name or password, not authorised, banned, bad authentication method
 _KEEP_ALIVE_TIMEOUT, _TAKEN_OVER = 0x8D, 0x8E
+_UPON_A_MESSAGE = frozenset({0x90, 0x95, 0x99})  # topic name invalid, packet too large, payload format invalid
 
 
 class Connection:
@@ -102,6 +103,15 @@ class Connection:
         """What the broker said of its limits (MQTT 5, CONNACK); empty in 3.1.1."""
         assert self._connack is not None
         return self._connack[2]
+
+    @property
+    def refused_by_ending(self) -> bool:
+        """Of a connection that is lost: whether its end may be the broker's answer to what was published. It said so (MQTT 5), it said
+        nothing (3.1.1 has no word for it), or something that paho-mqtt 2.2 cannot read, which Mosquitto's word for it is."""
+        if self._connack is None or self._connack[1].value >= _REFUSED:
+            return False
+        said = self._ended is not None and self._ended[0]
+        return not said or (self._ended is not None and self._ended[1].value in _UPON_A_MESSAGE)
 
     def subscribe(self, filters: Sequence[str], qos: int, *, retained_again: bool = False) -> None:
         """Returns when the broker has granted all. Raises Disconnected naming those that it refuses.

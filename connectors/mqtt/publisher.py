@@ -14,7 +14,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from connectors.mqtt.connection import Connection
 from connectors.mqtt.options import MqttConnectionOptions
 from connectors.shrinking import Refused, Shrink, Shrinking
-from monitor.errors import ConfigError, Disconnected
+from monitor.errors import Backoff, ConfigError, Disconnected
 
 _LONGEST_PACKET = 268_435_455
 """Bytes behind the fixed header (MQTT 5.0, 2.1.4)."""
@@ -109,20 +109,21 @@ class Publisher:
     def _send(self, records: Sequence[Record]) -> list[Taken | Refused]:
         """A broker may refuse a record by ending the connection upon it, alone and larger than any that it took, again and again.
 
-        In MQTT 3.1.1 it cannot say why; and what Mosquitto says of its message_size_limit in MQTT 5 is no PUBACK that paho-mqtt 2.2
-        knows, which gives up upon it.
+        An end for another reason that it gives (busy, shutting down) is no answer.
         """
-        tried = 0
+        tried, backoff = 0, Backoff()
         while True:
             try:
                 return self._attempt(records)
             except Disconnected as error:
-                if error.cause != "lost" or self._closed or len(records) > 1 or len(records[0].value) <= self._shrinking.taken:
+                answered = self._connection is not None and self._connection.refused_by_ending
+                if error.cause != "lost" or not answered or self._closed or len(records) > 1 or len(records[0].value) <= self._shrinking.taken:
                     raise
                 self._abandon(at_once=True)
                 tried += 1
                 if tried == _TRIES:
                     return [Refused(f"the broker ended the connection {_TRIES} times upon it: {error}")]
+                time.sleep(backoff.delay())
 
     def _attempt(self, records: Sequence[Record]) -> list[Taken | Refused]:
         connection = self._connected()
@@ -156,6 +157,8 @@ class Publisher:
         if self._connection is None:
             self._connection = Connection(self._options, self._client_id or f"monitor-{uuid.uuid4().hex[:12]}")
             self._connection.open()
+            if getattr(self._connection.properties, "MaximumQoS", 1) == 0:
+                raise Disconnected(f"{self._options.url} takes messages with QoS 0 only, which it never confirms; ours have QoS 1", "refused")
             if self._closed:  # meanwhile
                 raise Disconnected("the sink is closed", "lost")
         return self._connection
@@ -196,6 +199,7 @@ class Publisher:
         return properties
 
     def _abandon(self, *, at_once: bool = False) -> None:
+        self._shrinking.taken = 0  # the next may be to a broker that takes less
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close(at_once=at_once)

@@ -3,15 +3,12 @@
 import json
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
-from anyio.streams.buffered import BufferedByteReceiveStream
 from paho.mqtt.client import MQTTMessage
 from pydantic import ValidationError
 
@@ -27,6 +24,7 @@ from monitor.ports import Context
 from monitor.types import DeadLetter, Event, Message
 from mosquitto import Mosquitto
 from mqtt_reader import Reader
+from mqtt_script import CONNACK_5, CONNACK_311, a_broker, puback
 
 pytestmark = pytest.mark.anyio
 
@@ -124,44 +122,59 @@ async def test_the_order_holds_where_the_broker_lets_us_have_only_a_few_out(mosq
 
 async def test_a_batch_is_one_round_trip() -> None:
     """A broker that answers the first PUBLISH, and then none until it has twenty."""
+    waiting: list[bytes] = []
+    enough = 1
 
-    async def serve(link: SocketStream) -> None:
-        stream = BufferedByteReceiveStream(link)
-        waiting: list[bytes] = []
-        enough = 1
-        async with link:
-            with suppress(anyio.IncompleteRead):
-                while True:
-                    kind = (await stream.receive_exactly(1))[0] >> 4
-                    body = await stream.receive_exactly(await _remaining_length(stream))
-                    if kind == 1:  # CONNECT
-                        await link.send(b"\x20\x02\0\0")
-                    elif kind == 3:  # PUBLISH
-                        packet_id = 2 + int.from_bytes(body[:2], "big")
-                        waiting.append(body[packet_id : packet_id + 2])
-                        if len(waiting) == enough:
-                            await link.send(b"".join(b"\x40\x02" + mid for mid in waiting))
-                            waiting, enough = [], 20
+    def publish(body: bytes) -> bytes | None:
+        nonlocal enough
+        waiting.append(puback(body))
+        if len(waiting) < enough:
+            return None
+        answer, enough = b"".join(waiting), 20
+        waiting.clear()
+        return answer
 
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    address = f"mqtt://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
-    async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, serve)
-        async with made(MqttSinkOptions(url=address, topic="t", protocol="3.1.1", delivery_timeout=60.0)) as sink:
-            with anyio.fail_after(60):
-                await sink.send([alert(0, note="the largest goes alone")])
-                await sink.send([alert(one) for one in range(20)])
-        tasks.cancel_scope.cancel()
+    async with a_broker(CONNACK_311, publish) as url, made(MqttSinkOptions(url=url, topic="t", protocol="3.1.1", delivery_timeout=60.0)) as sink:
+        with anyio.fail_after(60):
+            await sink.send([alert(0, note="the largest goes alone")])
+            await sink.send([alert(one) for one in range(20)])
 
 
-async def _remaining_length(stream: BufferedByteReceiveStream) -> int:
-    length = shift = 0
-    while True:
-        (byte,) = await stream.receive_exactly(1)
-        length |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return length
+@pytest.mark.parametrize("reason", [0x83, 0x89, 0x8B, 0x8E, 0x93, 0x96, 0x97, 0x98, 0x9D], ids=hex)
+async def test_a_broker_that_ends_the_connection_for_another_reason_has_refused_nothing(reason: int) -> None:
+    """Busy, shutting down, too many messages: DISCONNECT of MQTT 5 upon a PUBLISH."""
+    async with a_broker(CONNACK_5, lambda _: bytes((0xE0, 2, reason, 0))) as url, made(MqttSinkOptions(url=url, topic="t")) as sink:
+        with pytest.raises(Disconnected):
+            await sink.send([alert(1)])
+
+
+@pytest.mark.parametrize("reason", [0x90, 0x95, 0x99], ids=hex)
+async def test_a_broker_that_ends_the_connection_for_a_message_has_refused_it(reason: int) -> None:
+    async with a_broker(CONNACK_5, lambda _: bytes((0xE0, 2, reason, 0))) as url, made(MqttSinkOptions(url=url, topic="t")) as sink:
+        with pytest.raises(Rejected):
+            await sink.send([alert(1)])
+
+
+async def test_a_broker_that_takes_less_than_before_refuses_what_it_had_taken() -> None:
+    """Without a word, as in MQTT 3.1.1: the sink does not wait for ever for what was once taken to be taken again."""
+    most = 100_000
+
+    def publish(body: bytes) -> bytes:
+        return puback(body) if len(body) <= most else b""
+
+    async with a_broker(CONNACK_311, publish) as url, made(MqttSinkOptions(url=url, topic="t", protocol="3.1.1")) as sink:
+        await sink.send([alert(1, note="x" * 50_000)])
+        most = 20_000
+        with pytest.raises(Rejected), anyio.fail_after(60):
+            await patiently(sink, [alert(2, note="x" * 40_000)])
+        await sink.send([alert(3)])
+
+
+async def test_a_broker_that_confirms_nothing_is_no_broker_for_a_sink() -> None:
+    async with a_broker(b"\x20\x05\0\0\x02\x24\0", puback) as url, made(MqttSinkOptions(url=url, topic="t")) as sink:  # maximum QoS 0
+        with pytest.raises(Disconnected, match="QoS 0 only") as caught:
+            await sink.send([alert(1)])
+        assert caught.value.cause == "refused"
 
 
 @pytest.mark.parametrize(
