@@ -62,6 +62,17 @@ def is_connected(client: Any) -> bool:
     return any(connection.connected for connection in list(client._manager._conns.values()))
 
 
+def complete_join(consumer: Any) -> None:
+    """Before every poll: a rebalance that was begun is completed by it.
+
+    kafka-python 3.0.12 forgets a join that its own metadata asked for, as soon as the answer comes between two polls (seen under load,
+    right after a start): the member is then in the group, but without heartbeats, and every commit fails until it is thrown out.
+    """
+    coordinator = consumer._coordinator
+    if coordinator.rejoining and not coordinator.need_rejoin():
+        coordinator.request_rejoin()
+
+
 def _silence() -> None:
     """kafka-python logs every retry as an error; what an operator needs of it is said by diagnosis.py, once."""
     logger = logging.getLogger("kafka")

@@ -28,7 +28,7 @@ from kafka.errors import (
     RetriableError,
 )
 
-from connectors.kafka.connection import client_arguments, disconnected, is_connected
+from connectors.kafka.connection import client_arguments, complete_join, disconnected, is_connected
 from connectors.kafka.diagnosis import check
 from connectors.kafka.lag import Lag
 from connectors.kafka.options import KafkaSourceOptions
@@ -194,6 +194,7 @@ class KafkaSource:
         while not self._closing.is_set():
             free = 0 if self._stopping else self._partitions.wait_for_places(_POLL, _GATHER)
             self._hold_or_resume(consumer, free)
+            complete_join(consumer)
             try:
                 records = consumer.poll(timeout_ms=int(1000 * (_POLL if free else _POLL / 10)), max_records=max(1, free))
             except NoOffsetForPartitionError as error:
@@ -322,6 +323,7 @@ class KafkaSource:
         try:
             if assigned := consumer.assignment():
                 consumer.pause(*assigned)
+            complete_join(consumer)
             consumer.poll(timeout_ms=100)
         except KafkaError:  # of reading, which is over; the commit that follows speaks for itself
             pass
