@@ -74,7 +74,7 @@ class ModelSlot:
         self._site = site
         self._store = store
         self._report = report
-        self._seen: str | None = None  # the version looked at last: a refused one is not loaded at every look
+        self._seen: str | None = None  # the version looked at last, "" for none: a refused one is not loaded at every look
         self._refusal: str | None = None
         self._loaded = anyio.Event()
         self._look = anyio.Event()
@@ -83,7 +83,9 @@ class ModelSlot:
     @property
     def trouble(self) -> str | None:
         """Why there is no model, in words; None where one serves."""
-        return None if self.model is not None else self._refusal or f"no model; monitor train {self._name}"
+        if self.model is not None:
+            return None
+        return self._refusal or (f"no model; monitor train {self._name}" if self._seen == "" else "its model is being loaded")
 
     async def refresh(self) -> None:
         """Look in the store; load and swap in what was promoted. A version that is refused leaves the one before."""

@@ -19,7 +19,7 @@ from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
 from monitor.reference import COUNT
-from monitor.serving import Devices
+from monitor.serving import Devices, ModelSlot
 from monitor.settings import DetectorSettings, SinkSettings
 from monitor.state import State
 from monitor.store import ModelStore
@@ -350,3 +350,14 @@ async def test_a_batch_that_is_repeated_one_by_one_is_timed_anew_for_each(tmp_pa
     assert len(line.dead.letters) == 1
     assert len(begun) > 1 + COUNT, "the batch, each of its samples, each of the reference samples"
     assert begun == sorted(set(begun))
+
+
+async def test_a_model_that_is_being_loaded_is_not_one_that_is_missing(tmp_path):
+    line = Line(tmp_path, train_now=False)
+    slot = ModelSlot("bottle0", line.settings.detectors["bottle0"], site="test", store=line.store, report=line.telemetry.report)
+    assert slot.trouble == "its model is being loaded"
+    await slot.refresh()
+    assert slot.trouble == "no model; monitor train bottle0"
+    line.train()
+    await slot.refresh()
+    assert slot.trouble is None
