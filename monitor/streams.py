@@ -20,7 +20,7 @@ MOST_NAMED_SILENT = 20
 FROZEN = 3
 """Samples of one stream in a row with the same content, at different positions, that make it frozen. A redelivery is no such sample.
 
-Nor is a message over MQTT with the payload of the one before, unless it says an `id` or when it was captured: these two have one position.
+Nor is a message over MQTT with the bytes of the one before, unless it says an `id` or when it was captured: the two have one position.
 """
 QUIET = 60.0
 """Seconds without another flawed (or too old) sample after which it is over; and seconds between two reports of samples that are too old."""
