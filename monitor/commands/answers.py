@@ -18,6 +18,19 @@ def detector_settings(config: Path, name: str) -> tuple[Settings, DetectorSettin
     return settings, settings.detectors[name]
 
 
+def check_json(path: Path | None) -> None:
+    """Before the work begins: raises ConfigError where `write_json` would."""
+    if path is None:
+        return
+    there = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ConfigError(f"--json: {path}: {error.strerror}") from error
+    if not there:
+        path.unlink()
+
+
 def write_json(path: Path | None, answer: Any) -> None:
     """Write what was printed, for `--json FILE`. Raises ConfigError where the file cannot be written."""
     if path is None:

@@ -59,6 +59,7 @@ def execute(arguments: argparse.Namespace) -> int:
             _train(folder, file)
         else:
             print(f"\n1. Training: the model of an earlier demo in {folder} is taken; remove the folder to train anew.")
+        demo.write_configuration(file, url)  # anew: in minutes of training somebody else may have taken the port of its [api]
         version = store.current(demo.DETECTOR)
         assert version is not None
         map_threshold = float(version.manifest["map_threshold"])
@@ -91,7 +92,7 @@ def _folder(arguments: argparse.Namespace) -> Path:
     """Where everything goes, made. Raises ConfigError for arguments that cannot work, and where the demo's broker is missing."""
     from importlib.util import find_spec
 
-    from monitor.commands.answers import make_folder
+    from monitor.commands.answers import check_json, make_folder
 
     folder: Path = arguments.folder
     mistakes = []
@@ -107,6 +108,7 @@ def _folder(arguments: argparse.Namespace) -> Path:
     for name in ("good", "pictures"):
         make_folder("--folder", folder / name)
     (folder / "monitor.toml").touch()
+    check_json(arguments.json)
     return folder
 
 

@@ -1,5 +1,6 @@
 """`monitor demo` as a stranger types it: in an empty folder, with no broker, no data and no monitor.toml."""
 
+import errno
 import json
 import os
 import re
@@ -111,6 +112,8 @@ def test_its_configuration_is_one_to_keep(told: tuple[Path, str, dict[str, Any]]
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "flange" in done.stdout
+    written = (home / answer["configuration"]).stat().st_mtime_ns
+    assert all(written > weights.stat().st_mtime_ns for weights in home.rglob("weights.safetensors")), "its port was free after the training"
     listeners = re.findall('listen = "(.*):', (home / "monitor-demo" / "rumqttd.toml").read_text())
     assert listeners == ["127.0.0.1", "127.0.0.1"], "nobody else on the network reaches the demo's broker"
 
@@ -137,6 +140,15 @@ def test_a_folder_of_others_and_wrong_seconds_are_mistakes(tmp_path: Path) -> No
     assert "--seconds: expected 5 to 600, found 2" in errors
     assert "--folder: monitor-demo holds other things" in errors
     assert [entry.name for entry in (tmp_path / "monitor-demo").iterdir()] == ["thesis.txt"]
+
+
+def test_an_answer_that_cannot_be_written_is_a_mistake_before_anything_begins(tmp_path: Path) -> None:
+    process = demo(tmp_path, "--json", "nowhere/answer.json")
+    printed, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, printed) == (2, "")
+    assert errors == f"--json: nowhere/answer.json: {os.strerror(errno.ENOENT)}\n"
+    assert children(tmp_path) == []
 
 
 def test_without_its_broker_it_says_what_to_install(tmp_path: Path) -> None:
