@@ -136,14 +136,15 @@ async def test_a_message_that_is_out_twice_ends_both_traces() -> None:
 
 
 async def test_a_collector_that_refuses_is_named_once_and_holds_nothing() -> None:
-    telemetry = Telemetry()
+    telemetry, said = Telemetry(), list[str]()
     with Collector(status=400) as collector:
-        async with tracing(collector.endpoint, telemetry) as following:
+        async with tracing(collector.endpoint, telemetry.heard_by(lambda what, _: said.append(what))) as following:
             for number in range(1000):
                 await follow(following, message(f"0-{number}"))
 
     assert collector.spans == []
     assert telemetry.count("traces_lost", "collector") > 1
+    assert said == ["traces_lost"], "the rest is counted only"
 
 
 async def test_the_end_does_not_wait_for_a_collector_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
