@@ -113,22 +113,30 @@ class Connection:
         said = self._ended is not None and self._ended[0]
         return not said or (self._ended is not None and self._ended[1].value in _UPON_A_MESSAGE)
 
-    def subscribe(self, filters: Sequence[str], qos: int, *, retained_again: bool = False) -> None:
-        """Returns when the broker has granted all. Raises Disconnected naming those that it refuses.
+    def subscribe(self, filters: Sequence[str], qos: int) -> None:
+        """Returns when the broker has granted all. Raises Disconnected naming those that it refuses, or grants less than `qos`.
 
-        `retained_again`: retained messages come where we had subscribed before, too (3.1.1: they always do).
+        In MQTT 5 retained messages come only where we had not subscribed before; in 3.1.1 always.
         """
-        again = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if retained_again else SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
-        wanted = [(text, SubscribeOptions(qos=qos, retainHandling=again) if self._v5 else qos) for text in filters]
+        new_only = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
+        wanted = [(text, SubscribeOptions(qos=qos, retainHandling=new_only) if self._v5 else qos) for text in filters]
         _, mid = self.client.subscribe(wanted)  # type: ignore[arg-type]
         self._check()
         assert mid is not None
         self._until(lambda: mid in self._granted, "no answer to SUBSCRIBE")
-        refused = [(text, code) for text, code in zip(filters, self._granted.pop(mid), strict=True) if code.value >= _REFUSED]
+        granted = self._granted.pop(mid)
+        if len(granted) != len(filters):
+            what = f"{len(granted)} answers to {len(filters)} subscriptions"
+            raise Disconnected(f"{self._where} sends what is no MQTT {self._options.protocol}: {what}", "lost")
+        refused = [(text, code) for text, code in zip(filters, granted, strict=True) if code.value >= _REFUSED]
         if refused:
             denied = not self._v5 or any(code.value in _NOT_AUTHORISED for _, code in refused)
             said = ", ".join(f"{text} ({code})" if self._v5 else text for text, code in refused)
             raise Disconnected(f"{self._where} refuses {self._as_whom()} the subscription to {said}", "not_authorised" if denied else "refused")
+        if less := [text for text, code in zip(filters, granted, strict=True) if code.value < qos]:
+            raise Disconnected(
+                f"{self._where} grants less than qos = {qos} for {', '.join(less)}: what is lost there would not come again", "refused"
+            )
 
     def publish(self, topic: str, payload: bytes, properties: Properties | None = None) -> int:
         """With QoS 1; the packet id under which `confirmed` will hold the broker's word. Raises Disconnected.
@@ -213,6 +221,9 @@ class Connection:
         self._granted[mid] = reasons
 
     def _on_arrived(self, message: Arrived) -> None:
+        if message.qos > 1:
+            why = f"the session of client_id {self._client_id!r} did in former times; give another client_id, or let the session expire"
+            raise Disconnected(f"{self._where} sends a message with QoS 2, which we have not asked for: {why}", "refused")
         self.messages.append(message)
 
     def _on_publish(self, _: object, __: object, mid: int, reason: ReasonCode, ___: object) -> None:
@@ -252,6 +263,8 @@ class Connection:
 
     def _gone(self) -> Disconnected:
         """Why the connection is no more."""
+        if self._ended is not None and not self._ended[0] and self._ended[1].value == _KEEP_ALIVE_TIMEOUT:
+            return Disconnected(f"{self._where} is silent for longer than keepalive = {self._options.keepalive} s", "timeout")
         if self._connack is None:
             return self._gone_unanswered()
         if (refusal := self._connack[1]).value >= _REFUSED:
@@ -260,8 +273,6 @@ class Connection:
             return Disconnected(f"{self._where} refuses client_id {self._client_id!r} with MQTT {self._options.protocol}: {refusal}", "refused")
         if self._ended is not None and self._ended[0]:
             return self._gone_by_disconnect(self._ended[1])
-        if self._ended is not None and self._ended[1].value == _KEEP_ALIVE_TIMEOUT:
-            return Disconnected(f"{self._where} is silent for longer than keepalive = {self._options.keepalive} s", "timeout")
         hint = f"(it does not say why; another client with client_id {self._client_id!r} would have this effect)"  # also in MQTT 5: Mosquitto 2.0
         return Disconnected(f"{self._where} has closed the connection{self._errors.said} {hint}", "lost")
 

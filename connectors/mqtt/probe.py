@@ -26,24 +26,38 @@ async def probe_source(options: MqttSourceOptions) -> list[str]:
 
 async def probe_producer(options: MqttProducerOptions) -> list[str]:
     """As probe_source."""
-    doubts = await anyio.to_thread.run_sync(_look, options)
+    doubts = await anyio.to_thread.run_sync(_look, options, f"{options.client_id or 'monitor'}-check-{uuid.uuid4().hex[:8]}")
     if options.protocol == "3.1.1":
         doubts.append("MQTT 3.1.1 does not tell when the broker drops an event that it does not take (forbidden topic, too large)")
     return doubts
 
 
 def _source(options: MqttSourceOptions) -> list[str]:
-    return _look(options, [topic.filter for topic in options.parsed_topics])  # not as a member of the share group: it would be dealt messages
+    client_id = f"{options.client_id}-check-{uuid.uuid4().hex[:8]}"
+    doubts = _session(options, client_id)  # which the next connection ends: it asks for none
+    return doubts + _look(options, client_id, [topic.filter for topic in options.parsed_topics])  # no share group: it would be dealt messages
 
 
-def _look(options: MqttConnectionOptions, filters: list[str] | None = None) -> list[str]:
+def _session(options: MqttSourceOptions, client_id: str) -> list[str]:
+    if options.protocol != "5":
+        return []
+    with _connected(options, client_id, session_expiry=options.session_expiry) as connection:
+        kept = getattr(connection.properties, "SessionExpiryInterval", options.session_expiry)
+    if kept >= options.session_expiry:
+        return []
+    return [
+        f"the broker keeps a session for {kept} s only, session_expiry = {options.session_expiry}: what comes while we are away for longer is lost"
+    ]
+
+
+def _look(options: MqttConnectionOptions, client_id: str, filters: list[str] | None = None) -> list[str]:
     doubts = []
-    with _connected(options) as connection:
+    with _connected(options, client_id) as connection:
         if filters:
-            connection.subscribe(filters, 0)
+            connection.subscribe(filters, getattr(options, "qos", 0))
         if getattr(options, "share_group", None) and getattr(connection.properties, "SharedSubscriptionAvailable", 1) == 0:
             doubts.append("the broker has no shared subscriptions, which share_group asks for")
-    dropped = _dropped(options)
+    dropped = _dropped(options, client_id)
     if dropped:
         doubts.append(
             f"the broker has dropped {dropped} messages since it started, for this or for other clients: "
@@ -53,8 +67,8 @@ def _look(options: MqttConnectionOptions, filters: list[str] | None = None) -> l
 
 
 @contextmanager
-def _connected(options: MqttConnectionOptions) -> Iterator[Connection]:
-    connection = Connection(options, f"{getattr(options, 'client_id', None) or 'monitor'}-check-{uuid.uuid4().hex[:8]}")
+def _connected(options: MqttConnectionOptions, client_id: str, *, session_expiry: float | None = None) -> Iterator[Connection]:
+    connection = Connection(options, client_id, session_expiry=session_expiry)
     try:
         connection.open()
         yield connection
@@ -62,9 +76,9 @@ def _connected(options: MqttConnectionOptions) -> Iterator[Connection]:
         connection.close()
 
 
-def _dropped(options: MqttConnectionOptions) -> int:
+def _dropped(options: MqttConnectionOptions, client_id: str) -> int:
     """What the broker says of messages that it dropped; 0 where it says nothing, or not to us: some end the connection upon the question."""
-    with suppress(Disconnected), _connected(options) as connection:
+    with suppress(Disconnected), _connected(options, client_id) as connection:
         connection.subscribe([_DROPPED], 0)
         end = time.monotonic() + _ANSWER
         while not connection.messages and time.monotonic() < end:

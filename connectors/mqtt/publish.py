@@ -49,8 +49,8 @@ def read_publish(first: int, packet: bytes | bytearray, *, v5: bool) -> Arrived:
             at += length
     except (struct.error, IndexError) as error:
         raise ValueError(f"a PUBLISH that ends too early: {error}") from None
-    if not topic or qos > 1 or bool(qos) != bool(mid):
-        raise ValueError(f"a PUBLISH to {topic[:40]!r} with QoS {qos} and packet id {mid}, which we have not asked for")
+    if not topic or qos > 2 or bool(qos) != bool(mid):
+        raise ValueError(f"a PUBLISH to {topic[:40]!r} with QoS {qos} and packet id {mid}")
     return Arrived(topic.decode("utf-8", "replace"), bytes(memoryview(packet)[at:]), mid, qos, bool(first & 0x01), content_type, user_properties)
 
 
@@ -72,6 +72,8 @@ def _properties(properties: bytes) -> tuple[bytes | None, tuple[tuple[str, bytes
             at += _FIXED[kind]
         else:
             raise ValueError(f"a PUBLISH with property {kind:#x}, which it cannot have")
+    if at != len(properties):
+        raise ValueError("a property that is longer than its packet")
     return content_type, tuple(user_properties)
 
 

@@ -10,6 +10,7 @@ import anyio.abc
 import anyio.to_thread
 import pytest
 
+from connectors.mqtt.options import MqttSourceOptions
 from connectors.mqtt.probe import probe_source
 from kafka_home import free_ports
 from kafka_plant import Reports
@@ -193,6 +194,13 @@ PUBLISH_WITHOUT_END = "32 05 ff ff 61 00 01"
         ("5", [CONNACK_5, "90 04 00 01 00 97"], "refused", "the subscription to images (Quota exceeded)"),
         ("5", [CONNACK_5, "90 04 00 01 00 87"], "not_authorised", "the subscription to images (Not authorized)"),
         ("3.1.1", [CONNACK_311, "90 03 00 01 80"], "not_authorised", "the subscription to images"),
+        ("5", [CONNACK_5, "90 05 00 01 00 01 01"], "lost", "2 answers to 1 subscriptions"),
+        ("5", [CONNACK_5, "90 03 00 01 00"], "lost", "0 answers to 1 subscriptions"),
+        ("3.1.1", [CONNACK_311, "90 04 00 01 01 01"], "lost", "2 answers to 1 subscriptions"),
+        ("3.1.1", [CONNACK_311, "90 02 00 01"], "lost", "0 answers to 1 subscriptions"),
+        ("5", [CONNACK_5, "90 04 00 01 00 00"], "refused", "grants less than qos = 1 for images"),
+        ("3.1.1", [CONNACK_311, "90 03 00 01 00"], "refused", "grants less than qos = 1 for images"),
+        ("5", [CONNACK_5, "90 04 00 01 00 01 34 06 00 01 61 00 01 00"], "refused", "sends a message with QoS 2, which we have not asked for"),
         ("5", [CONNACK_5, "90 04 00 01 00 01 e0 02 8e 00"], "lost", "another client with client_id 'scripted' took over our session"),
         ("5", [CONNACK_5, "90 04 00 01 00 01 e0 02 8b 00"], "lost", "ends the connection of client_id 'scripted': Server shutting down"),
         ("5", [CONNACK_5, f"90 04 00 01 00 01 {PUBLISH_WITHOUT_END}"], "lost", "sends what is no MQTT 5"),
@@ -201,15 +209,34 @@ PUBLISH_WITHOUT_END = "32 05 ff ff 61 00 01"
         ("5", [CONNACK_5, "90 04 00 01 00 01"], "lost", "has closed the connection"),
     ],
 )
-async def test_what_a_broker_may_answer(mosquitto: Mosquitto, protocol: str, answers: list[str], cause: str, says: str) -> None:
+async def test_what_a_broker_may_answer(protocol: str, answers: list[str], cause: str, says: str) -> None:
     """None of it ends the daemon: it tries again."""
     reports = Reports()
-    script, more = scripted(*answers), {"protocol": protocol, "client_id": "scripted"}
-    async with a_port(script) as url, reading(source_options(mosquitto, "images", url=url, **more), reports):
+    more: dict[str, Any] = {"protocol": protocol, "client_id": "scripted", "connect_timeout": 20.0}
+    async with a_port(scripted(*answers)) as url, reading(MqttSourceOptions(url=url, topics=("images",), **more), reports):
         await until(lambda: reports.count("source_disconnected"))
     facts = reports.facts("source_disconnected")[0]
     assert says in facts["error"]
     assert facts["cause"] == cause
+
+
+async def test_check_tells_of_a_broker_that_keeps_a_session_for_less() -> None:
+    connack = "20 08 00 00 05 11 00 00 00 3c"  # session expiry interval 60
+    async with a_port(scripted(connack, "90 04 00 01 00 01")) as url:
+        doubts = await probe_source(MqttSourceOptions(url=url, topics=("a",), client_id="x", connect_timeout=20.0))
+    assert len(doubts) == 1
+    assert "keeps a session for 60 s only, session_expiry = 86400.0" in doubts[0]
+
+
+async def test_a_broker_that_says_nothing_for_longer_than_keepalive() -> None:
+    async def silence(_: anyio.abc.SocketStream) -> None:
+        await anyio.sleep_forever()
+
+    reports = Reports()
+    async with a_port(silence) as url, reading(MqttSourceOptions(url=url, topics=("a",), client_id="x", keepalive=1, connect_timeout=3), reports):
+        await until(lambda: reports.count("source_disconnected"))
+    assert reports.facts("source_disconnected")[0]["cause"] == "timeout"
+    assert "silent for longer than keepalive" in reports.facts("source_disconnected")[0]["error"]
 
 
 async def test_a_broker_that_says_nothing(mosquitto: Mosquitto) -> None:

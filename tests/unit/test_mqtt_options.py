@@ -201,13 +201,14 @@ def test_every_property_of_a_publish_is_passed_over_or_read() -> None:
         (0x32, "ffff61"),
         (0x32, "0000 0001 00"),  # no topic
         (0x32, "000161 0000 00"),  # packet id 0
-        (0x34, "000161 0001 00"),  # QoS 2
+        (0x34, "000161 0000 00"),  # QoS 2, packet id 0
         (0x36, "000161 0001 00"),  # QoS 3
         (0x32, "000161 0001 05 26"),
         (0x32, "000161 0001 ffffffff01"),
         (0x32, "000161 0001 02 2c00"),  # no property of a PUBLISH
         (0x32, "000161 0001 04 26000561"),
         (0x32, "000161 0001 01 03"),
+        (0x32, "000161 0001 02 0200 70617974"),  # a property that runs into the payload
     ],
 )
 def test_what_is_no_publish(first: int, packet: str) -> None:
