@@ -91,6 +91,7 @@ class _Reader:
         parts: dict[str, Options | None] = {f"sources.{name}": options for name, options in sources.items()}
         parts |= {f"sinks.{name}": None if sink is None else sink.options for name, sink in sinks.items()}
         self._sole({**parts, "dead_letter": dead_letter})
+        self._rounds(sources, {f"sinks.{name}": sink.options for name, sink in sinks.items() if sink} | {"dead_letter": dead_letter})
         if self.mistakes:
             return None
         return Settings(
@@ -111,6 +112,13 @@ class _Reader:
             what = options.sole if options is not None else None
             if what is not None and owners.setdefault(what, at) != at:
                 self.mistakes.append(f"{at}: {what} is taken by {owners[what]}; only one may have it")
+
+    def _rounds(self, sources: Mapping[str, SourceOptions | None], outlets: Mapping[str, SinkOptions | None]) -> None:
+        """What is written where it is read goes round without end."""
+        for at, outlet in outlets.items():
+            for name, source in sources.items():
+                if outlet is not None and source is not None and (where := outlet.feeds(source)) is not None:
+                    self.mistakes.append(f"{at}: writes to {where}, which sources.{name} reads: it would go round without end; give another topic")
 
     def inline_secrets(self, written: Mapping[str, Any], overlaid: Mapping[str, Any]) -> None:
         """Note every secret that stands in the file itself, and take it out of what is validated."""

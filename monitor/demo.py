@@ -84,7 +84,7 @@ options = {{ variant = "baseline", score = "l1_topk", resolution = 64, border = 
 [sinks.{sink}]
 kind = "mqtt"
 url = "{url}"
-topic = "demo/alerts/{{stream}}"
+topic = "monitor/alerts/{{stream}}"
 events = ["alert", "score"]             # a plant wants "alert"; the demo also counts what was found to be good
 
 [dead_letter]

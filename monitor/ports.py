@@ -79,6 +79,10 @@ class SinkOptions(Options):
     max_bytes: int = Field(default=1024 * 1024, ge=1024)
     """Largest record in bytes that this sink sends."""
 
+    def feeds(self, source: SourceOptions) -> str | None:  # noqa: ARG002
+        """Where `source` reads what this sink writes, in words: it would go round for ever. None where it does not."""
+        return None
+
 
 Report = Callable[..., None]
 """`report(what, **facts)`: counts and logs one happening; `what` MUST be named in monitor/telemetry.py."""

@@ -131,6 +131,16 @@ class KafkaProducerOptions(KafkaConnectionOptions, SinkOptions):
     delivery_timeout: float = Field(default=10.0, ge=0.5, le=600)
     """Seconds after which an unconfirmed record counts as not delivered: the sink is away, and its sources hold."""
 
+    def feeds(self, source: SourceOptions) -> str | None:
+        if not isinstance(source, KafkaSourceOptions) or not set(source.brokers) & set(self.brokers):
+            return None
+        return next((topic for topic in self.written if topic in source.topics), None)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Topics that it writes to."""
+        return (self.topic,)
+
 
 class KafkaSinkOptions(KafkaProducerOptions):
     """Events as CloudEvents JSON, keyed by stream, so that one partition keeps one stream's order."""
@@ -139,6 +149,10 @@ class KafkaSinkOptions(KafkaProducerOptions):
 
     maps: MapsInFolder | MapsInTopic | None = None
     """Where maps beyond 64 KiB go: `{ path = "var/maps" }` or `{ topic = "monitor.maps" }`; by default they are halved until they fit."""
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        return (self.topic, self.maps.topic) if isinstance(self.maps, MapsInTopic) else (self.topic,)
 
 
 class KafkaDeadLetterOptions(KafkaProducerOptions):

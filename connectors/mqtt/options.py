@@ -154,6 +154,12 @@ class MqttProducerOptions(MqttConnectionOptions, SinkOptions):
             raise ValueError(f"{value!r}: topics that begin with $ belong to the broker")
         return value
 
+    def feeds(self, source: SourceOptions) -> str | None:
+        if not isinstance(source, MqttSourceOptions) or (source.host, source.port) != (self.host, self.port):
+            return None
+        ours = self.topic.replace(PLACE, "#")
+        return self.topic if any(overlap((ours, topic)) for topic in source.topics) else None
+
 
 class MqttSinkOptions(MqttProducerOptions):
     """Events as CloudEvents JSON, with QoS 1."""
@@ -179,6 +185,16 @@ class MqttDeadLetterOptions(MqttProducerOptions):
 
     spill: Path = Path("var/dead_letter")
     """Folder for payloads beyond `max_bytes`."""
+
+    @field_validator("topic")
+    @classmethod
+    def _one_topic(cls, value: str) -> str:
+        if PLACE in value:
+            raise ValueError(
+                f"{value!r}: a dead letter has one topic, without {PLACE}: it holds while nobody has subscribed, "
+                "and streams are named by whoever sends: with a name of his own anybody could stop all sources"
+            )
+        return value
 
     @field_validator("protocol")
     @classmethod

@@ -418,3 +418,9 @@ def test_mistakes_in_the_options_of_a_sink(more: dict[str, Any], words: str) -> 
 def test_a_dead_letter_needs_mqtt_5() -> None:
     with pytest.raises(ValidationError, match=r"needs MQTT 5"):
         MqttDeadLetterOptions(url="mqtt://broker", topic="t", protocol="3.1.1")
+
+
+def test_a_dead_letter_has_one_topic() -> None:
+    """Else anybody who names a stream would choose a topic that nobody has subscribed to."""
+    with pytest.raises(ValidationError, match="has one topic"):
+        MqttDeadLetterOptions(url="mqtt://broker", topic="dead/{stream}")

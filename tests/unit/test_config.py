@@ -219,6 +219,37 @@ def test_what_only_one_may_have_is_refused_to_the_second(tmp_path):
     load(tmp_path, mqtt.format("two"))
 
 
+@pytest.mark.parametrize(
+    ("reads", "writes", "where"),
+    [
+        ("loop/#", "loop/dead", "loop/dead"),
+        ("{stream}/image", "image", None),
+        ("plant/{stream}/image", "monitor/dead", None),
+    ],
+)
+def test_what_would_go_round_without_end_is_refused_mqtt(tmp_path, reads, writes, where):
+    source = f'[sources.cameras]\nkind = "mqtt"\nurl = "mqtt://127.0.0.1"\nclient_id = "one"\ntopics = ["{reads}"]\n'
+    mqtt = source + GOOD[GOOD.index("[detectors") :]
+    letters = '[dead_letter]\nkind = "mqtt"\nurl = "mqtt://127.0.0.1:{port}"\ntopic = "{topic}"\n'
+
+    load(tmp_path, mqtt + letters.format(port=1884, topic=writes))
+    if where is None:
+        load(tmp_path, mqtt + letters.format(port=1883, topic=writes))
+    else:
+        found = mistakes(tmp_path, mqtt + letters.format(port=1883, topic=writes))
+        assert found == [f"dead_letter: writes to {where}, which sources.cameras reads: it would go round without end; give another topic"]
+
+
+def test_what_would_go_round_without_end_is_refused_kafka(tmp_path):
+    sink = '[sinks.more]\nkind = "kafka"\nbootstrap_servers = "{servers}"\ntopic = "{topic}"\nmaps = {{ topic = "{maps}" }}\n'
+
+    for topic, maps in [("press.images", "maps"), ("alerts", "press.images")]:
+        found = mistakes(tmp_path, GOOD + sink.format(servers="other:9092, 127.0.0.1:9092", topic=topic, maps=maps))
+        assert found == ["sinks.more: writes to press.images, which sources.cameras reads: it would go round without end; give another topic"]
+    load(tmp_path, GOOD + sink.format(servers="127.0.0.1:9092", topic="alerts", maps="maps"))
+    load(tmp_path, GOOD + sink.format(servers="other:9092", topic="press.images", maps="maps"))
+
+
 def test_a_sink_for_health_hears_of_every_part_whatever_its_inputs(tmp_path):
     second = GOOD.replace("cameras", "scanners").replace("bottle", "lid").split("[sinks")[0]
     office = '[sinks.office]\nkind = "folder"\npath = "office"\ninputs = ["lid"]\nevents = ["health"]\n'
