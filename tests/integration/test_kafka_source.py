@@ -184,7 +184,7 @@ async def test_a_slow_consumer_stays_a_member(kafka: Broker) -> None:
             delivery.settle()
         await take(deliveries, 15, settle=True)
         await until(lambda: committed(kafka, options.group_id, topic) == 20)
-    assert reports.told == []
+    assert reports.told == [("source_connected", {"quiet": True, "source": "cameras"})]
 
 
 async def test_a_new_partition_is_read_and_not_past_the_places(kafka_with: Callable[[str], Broker]) -> None:

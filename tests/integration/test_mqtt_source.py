@@ -40,7 +40,7 @@ async def test_an_mqtt_5_message_is_handed_over_untouched(mosquitto: Mosquitto) 
     assert abs(message.received - time.time()) < 60
     envelope = unwrap(message)
     assert (envelope.stream, envelope.captured, envelope.content_type) == ("cam 7", 1.5, "image/png")
-    assert reports.told == []
+    assert reports.told == [("source_connected", {"quiet": True, "source": "cameras"})]
 
 
 async def test_a_cloudevent_in_binary_mode(mosquitto: Mosquitto) -> None:
