@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monitor.errors import ConfigError, MonitorError
+from monitor.errors import Backoff, ConfigError, Disconnected, MonitorError
 
 EVENTS = ("monitor.alert.v1", "monitor.score.v1", "monitor.health.v1")
 HELP = "subscribe to a sink's topic and print events"
@@ -47,15 +47,32 @@ def execute(arguments: argparse.Namespace) -> int:
         make_folder("--maps", arguments.maps)
 
     async def listen() -> None:
-        async with resolve(options.receiver)(options) as receiver:
-            print(f"# listening to {name}", file=sys.stderr, flush=True)
-            async for event in receiver:
-                if str(event.get("type")) not in EVENTS:
-                    print(f"# no event of ours: {json.dumps(event)[:200]}", file=sys.stderr, flush=True)
-                    continue
-                print(json.dumps(event) if arguments.json_lines else line_of(event), flush=True)
-                if arguments.maps is not None:
-                    await save(receiver, event)
+        """Until interrupted: a connection that is lost is made anew. One that was never had is told at once."""
+        backoff, connected = Backoff(), False
+        while True:
+            try:
+                async with resolve(options.receiver)(options) as receiver:
+                    connected = True
+                    print(f"# listening to {name}", file=sys.stderr, flush=True)
+                    async for event in receiver:
+                        backoff.reset()
+                        await show(receiver, event)
+                    return
+            except Disconnected as error:
+                if not connected:
+                    raise
+                print(f"# {error}; we try again, and do not hear what is sent meanwhile", file=sys.stderr, flush=True)
+            await anyio.sleep(backoff.delay())
+
+    async def show(receiver: Any, event: Mapping[str, Any]) -> None:
+        try:
+            line = line_of(event).encode("utf-8", "backslashreplace").decode()
+        except (KeyError, TypeError, ValueError, AttributeError):  # anybody can write to a topic
+            print(f"# no event of ours: {json.dumps(event)[:200]}", file=sys.stderr, flush=True)
+            return
+        print(json.dumps(event) if arguments.json_lines else line, flush=True)
+        if arguments.maps is not None:
+            await save(receiver, event)
 
     async def save(receiver: Any, event: Mapping[str, Any]) -> None:
         try:
@@ -64,7 +81,7 @@ def execute(arguments: argparse.Namespace) -> int:
             print(f"# {error}", file=sys.stderr, flush=True)
             return
         if png is not None:
-            (arguments.maps / _file_name(str(event["id"]))).write_bytes(png)
+            (arguments.maps / _file_name(str(event.get("id")))).write_bytes(png)
 
     async def until_interrupted() -> None:
         async with anyio.create_task_group() as tasks:
@@ -84,7 +101,12 @@ def _file_name(event_id: str) -> str:
 
 
 def line_of(event: Mapping[str, Any]) -> str:
-    """One event for a person: when, which stream, how strange, where; of a health event, what happened to whom."""
+    """One event for a person: when, which stream, how strange, where; of a health event, what happened to whom.
+
+    Raises KeyError, TypeError, ValueError or AttributeError for what is none of ours.
+    """
+    if event["type"] not in EVENTS:
+        raise ValueError(event["type"])
     data = event["data"]
     if event["type"] == "monitor.health.v1":
         return _health_line(event, data)
