@@ -1,6 +1,7 @@
 """paho's client as it is used here.
 
-Source: paho-mqtt 2.2, whose methods _create_socket and _handle_publish are replaced.
+Source: paho-mqtt 2.2, whose methods _create_socket and _handle_publish are replaced. They are no part of its interface, so another
+version may lack them: pyproject.toml allows those that were tried, and `new_client` looks.
 """
 
 import logging
@@ -36,6 +37,14 @@ class Client(mqtt.Client):
         return encrypted(plain, self.tls, where, self.options.ca_file, hint="is this a port for mqtt://?")
 
 
+def _check_paho(client: mqtt.Client) -> None:
+    """Without them a connection would not fail, but read and connect in paho's own way. Raises ConfigError."""
+    methods = [name for name in ("_create_socket", "_handle_publish") if not hasattr(mqtt.Client, name)]
+    fields = [name for name in ("_in_packet", "_protocol") if not hasattr(client, name)]
+    if missing := methods + fields:
+        raise ConfigError(f"this version of paho-mqtt lacks {', '.join(missing)}: install one that plant-monitor asks for")
+
+
 def new_client(options: MqttConnectionOptions, client_id: str, *, clean: bool) -> Client:
     """Reads secrets and certificates now, so that rotated ones are used. Raises ConfigError."""
     v5 = options.protocol == "5"
@@ -47,6 +56,7 @@ def new_client(options: MqttConnectionOptions, client_id: str, *, clean: bool) -
         reconnect_on_failure=False,  # we do; and paho would try MQTT 3.1 by itself
         manual_ack=True,
     )
+    _check_paho(client)
     client.max_inflight_messages = 0  # else paho keeps what exceeds 20, and tells nobody whether it was sent
     client.options = options
     client.tls, password = credentials(options)

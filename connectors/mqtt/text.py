@@ -1,4 +1,4 @@
-"""What MQTT takes as text: in a topic that we write, and in a user property.
+"""What MQTT takes as text: in a topic, and in a user property that we write.
 
 Source: MQTT 5.0, 1.5.4 "UTF-8 Encoded String" and 4.7 "Topic Names and Topic Filters". Control characters and non-characters are
 allowed there, but a broker may close the connection upon them, and Mosquitto does.
@@ -8,11 +8,24 @@ import re
 
 LONGEST = 65_535
 """Bytes of a topic, and of the name or the value of a user property."""
+_MOST_LEVELS = 100
+"""Of a configured topic. Mosquitto closes the connection at 200."""
 _LEVELS = 64
-"""Of a stream in a topic; Mosquitto closes the connection at 200."""
+"""Of a stream, which a sink adds to it."""
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane | low) for plane in range(0, 0x110000, 0x10000) for low in (0xFFFE, 0xFFFF))
 _NOT_TEXT = re.compile(f"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff{_NONCHARACTERS}]")  # paho-mqtt 2.2 takes no U+FEFF either
 _NOT_IN_A_TOPIC = re.compile(f"[%+#]|{_NOT_TEXT.pattern}")
+
+
+def text_mistake(text: str) -> str | None:
+    """What is wrong with text of a topic, in words."""
+    if not text:
+        return "it is empty"
+    if len(text.encode("utf-8", "surrogatepass")) > LONGEST:
+        return f"it is longer than {LONGEST} bytes"
+    if text.count("/") >= _MOST_LEVELS:
+        return f"it has more than {_MOST_LEVELS} levels"
+    return "it holds control characters, or others that MQTT does not take as text" if _NOT_TEXT.search(text) else None
 
 
 def is_text(text: str) -> bool:

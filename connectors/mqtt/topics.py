@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
+from connectors.mqtt.text import text_mistake
+
 PLACE = "{stream}"
-_LONGEST = 65_535  # bytes of a topic
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> bool:
 
 def level_mistake(level: str) -> str | None:
     """What is wrong with text that shall stand between two slashes of a topic."""
-    return "a level holds no /, + or #" if re.search(r"[/+#]", level) else _text_mistake(level)
+    return "a level holds no /, + or #" if re.search(r"[/+#]", level) else text_mistake(level)
 
 
 def mistake(text: str) -> str | None:
     """What is wrong with an entry of `topics`, in words."""
-    if wrong := _text_mistake(text):
+    if wrong := text_mistake(text):
         return wrong
     if text.startswith("$share/"):
         return "a shared subscription is written as share_group"
@@ -101,12 +102,3 @@ def mistake(text: str) -> str | None:
         if level == "#" and number < len(levels) - 1:
             return "# stands at the end only"
     return f"{PLACE} stands twice" if levels.count(PLACE) > 1 else None
-
-
-def _text_mistake(text: str) -> str | None:
-    if not text:
-        return "it is empty"
-    if len(text.encode("utf-8", "surrogatepass")) > _LONGEST:
-        return f"it is longer than {_LONGEST} bytes"
-    # control characters and what is no Unicode text: brokers may close the connection upon them (MQTT 5.0, 1.5.4)
-    return "it holds control characters" if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) else None

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -16,7 +17,7 @@ from connectors.mqtt.options import MqttSourceOptions
 from connectors.mqtt.publish import Arrived, read_publish
 from connectors.mqtt.topics import Topic, overlap
 from connectors.mqtt.window import Window
-from monitor.errors import Disconnected
+from monitor.errors import ConfigError, Disconnected
 from monitor.types import Message
 
 
@@ -66,6 +67,8 @@ def test_urls(url: str, place: tuple[str, int, bool]) -> None:
         ({"topics": ["{stream}/{stream}"]}, "{stream} stands twice"),
         ({"topics": ["$share/group/a"]}, "a shared subscription is written as share_group"),
         ({"topics": ["a\n"]}, "control characters"),
+        ({"topics": ["a/\uffff"]}, "others that MQTT does not take as text"),
+        ({"topics": ["/" * 100]}, "more than 100 levels"),
         ({"topics": ["a/{stream}", "a/b"]}, "'a/{stream}' and 'a/b' overlap"),
         ({"surprise": 1}, "Extra inputs are not permitted"),
     ],
@@ -82,6 +85,14 @@ def test_the_password_and_what_only_one_may_have(tmp_path: Path) -> None:
     assert options.secret("password") == " from a file "
     assert options.sole == "client_id 'monitor-1' at broker:1883"
     assert (source(protocol="3.1.1").stock_window, source().stock_window) == (20, None)
+
+
+def test_a_paho_without_what_we_replace_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mqtt.Client, "_handle_publish")
+    connection = Connection(source(), "x")
+    with pytest.raises(ConfigError, match="lacks _handle_publish"):
+        connection.open()
+    connection.close()
 
 
 def test_a_host_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
