@@ -35,6 +35,8 @@ _CLOSE = 5.0
 """Seconds that closing may take besides, where the broker does not answer."""
 _MOST_TOPICS = 10_000
 """Topics come from outside: so many are remembered."""
+_LONGEST_TOPIC = 1024
+"""Characters of a topic that is remembered, and of what is told of a longer one."""
 
 Read = list[tuple[int, Message | None]]
 """Packet id (0 with QoS 0) and message, None where it is skipped."""
@@ -208,7 +210,7 @@ class MqttSource:
             self._tell_once("message_skipped", topic, cause="retained", mend="retained = true takes what was retained before we subscribed")
             return None
         try:
-            key = self._key(topic)
+            key = (self._key if len(topic) <= _LONGEST_TOPIC else self._find_key)(topic)
         except LookupError:  # not remembered: an exception is not cached
             mend = "the session of this client_id subscribed to more in former times: give another client_id, or let the session expire"
             self._tell_once("message_skipped", topic, cause="not_subscribed", mend=mend)
@@ -238,6 +240,7 @@ class MqttSource:
 
     def _tell_once(self, what: str, topic: str, **facts: str) -> None:
         """Counted always, said once per topic."""
+        topic = topic[:_LONGEST_TOPIC]
         quiet = (what, topic) in self._told or len(self._told) >= _MOST_TOPICS
         if not quiet:
             self._told.add((what, topic))

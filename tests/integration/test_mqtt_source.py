@@ -25,6 +25,19 @@ def payloads(deliveries: list) -> list[bytes]:
     return [delivery.message.payload for delivery in deliveries]
 
 
+async def test_a_topic_of_any_length_is_read_but_not_remembered(mosquitto: Mosquitto) -> None:
+    options, reports = source_options(mosquitto, "long/{stream}"), Reports()
+    keep_session(options)
+    topics = ["long/" + "x" * 60_000 + end for end in ("a", "b")]
+    for topic in topics:
+        publish(mosquitto, topic, [b"x"])
+    async with reading(options, reports) as (_, deliveries):
+        found = [delivery.message for delivery in await take(deliveries, 2, settle=True)]
+    assert [message.topic for message in found] == topics
+    assert [message.key for message in found] == [topic.removeprefix("long/").encode() for topic in topics]
+    assert [(len(facts["topic"]), facts["quiet"]) for facts in reports.facts("message_without_id")] == [(1024, False), (1024, True)]
+
+
 async def test_an_mqtt_5_message_is_handed_over_untouched(mosquitto: Mosquitto) -> None:
     options = source_options(mosquitto, "untouched/{stream}/image")
     keep_session(options)
