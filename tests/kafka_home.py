@@ -1,5 +1,6 @@
 """A real Apache Kafka of one node (KRaft), from an unpacked distribution or any folder with its libs/*.jar. Needs Java 17, and openssl for TLS."""
 
+import random
 import shutil
 import signal
 import socket
@@ -137,11 +138,20 @@ class ApacheKafka:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct free ports of the loopback interface."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Distinct free ports of the loopback interface, below those that the kernel gives to connections: a port stays free while its broker is down."""
+    below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = random.SystemRandom().sample(range(10_000, below), 200) if below > 11_000 else [0] * count
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+        for port in candidates:
+            if len(sockets) == count:
+                break
+            sockets.append(socket.socket())
+            try:
+                sockets[-1].bind(("127.0.0.1", port))
+            except OSError:  # taken
+                sockets.pop().close()
+        assert len(sockets) == count, "no free ports"
         return [each.getsockname()[1] for each in sockets]
     finally:
         for each in sockets:

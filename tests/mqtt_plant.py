@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import paho.mqtt.client as mqtt
+import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -107,7 +108,9 @@ def keep_session(options: MqttSourceOptions) -> None:
 
 def dynamic_security(folder: Path, **defaults: bool) -> dict[str, str]:
     """Settings of a Mosquitto whose plugin decides who may do what; `defaults` e.g. subscribe=False."""
-    (plugin,) = Path("/usr/lib").glob("*/mosquitto_dynamic_security.so")
+    plugin = next(Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"), None)
+    if plugin is None:
+        pytest.skip("mosquitto_dynamic_security.so not found below /usr/lib (Debian: part of mosquitto)")
     access = {"publishClientSend": True, "publishClientReceive": True, "subscribe": True, "unsubscribe": True, **defaults}
     config = folder / "dynamic-security.json"
     config.write_text(json.dumps({"defaultACLAccess": access}))

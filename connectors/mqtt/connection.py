@@ -31,7 +31,7 @@ _CLOSE = 2.0
 """Seconds that the broker has to take our last packets."""
 _REFUSED = 0x80
 """Reason codes from here on are refusals."""
-_NOT_AUTHORISED = frozenset({0x86, 0x87, 0x8A, 0x8C})  # bad user name or password, not authorised, banned, bad authentication method
+NOT_AUTHORISED = frozenset({0x86, 0x87, 0x8A, 0x8C})  # bad user name or password, not authorised, banned, bad authentication method
 _KEEP_ALIVE_TIMEOUT, _TAKEN_OVER = 0x8D, 0x8E
 _UPON_A_MESSAGE = frozenset({0x90, 0x95, 0x99})  # topic name invalid, packet too large, payload format invalid
 
@@ -130,9 +130,9 @@ class Connection:
             raise Disconnected(f"{self._where} sends what is no MQTT {self._options.protocol}: {what}", "lost")
         refused = [(text, code) for text, code in zip(filters, granted, strict=True) if code.value >= _REFUSED]
         if refused:
-            denied = not self._v5 or any(code.value in _NOT_AUTHORISED for _, code in refused)
+            denied = not self._v5 or any(code.value in NOT_AUTHORISED for _, code in refused)
             said = ", ".join(f"{text} ({code})" if self._v5 else text for text, code in refused)
-            raise Disconnected(f"{self._where} refuses {self._as_whom()} the subscription to {said}", "not_authorised" if denied else "refused")
+            raise Disconnected(f"{self._where} refuses {self._options.as_whom} the subscription to {said}", "not_authorised" if denied else "refused")
         if less := [text for text, code in zip(filters, granted, strict=True) if code.value < qos]:
             raise Disconnected(
                 f"{self._where} grants less than qos = {qos} for {', '.join(less)}: what is lost there would not come again", "refused"
@@ -268,8 +268,8 @@ class Connection:
         if self._connack is None:
             return self._gone_unanswered()
         if (refusal := self._connack[1]).value >= _REFUSED:
-            if refusal.value in _NOT_AUTHORISED:
-                return Disconnected(f"{self._where} does not let us in {self._as_whom()}: {refusal}", "not_authorised")
+            if refusal.value in NOT_AUTHORISED:
+                return Disconnected(f"{self._where} does not let us in {self._options.as_whom}: {refusal}", "not_authorised")
             return Disconnected(f"{self._where} refuses client_id {self._client_id!r} with MQTT {self._options.protocol}: {refusal}", "refused")
         if self._ended is not None and self._ended[0]:
             return self._gone_by_disconnect(self._ended[1])
@@ -283,7 +283,7 @@ class Connection:
                 f"{self._where}: another client with client_id {self._client_id!r} took over our session: only one can have it", "lost"
             )
         text = f"{self._where} ends the connection of client_id {self._client_id!r}: {reason}"
-        return Disconnected(text, "not_authorised" if reason.value in _NOT_AUTHORISED else "lost")
+        return Disconnected(text, "not_authorised" if reason.value in NOT_AUTHORISED else "lost")
 
     def _gone_unanswered(self) -> Disconnected:
         said = self._errors.said
@@ -295,6 +295,3 @@ class Connection:
             shown = "" if self._options.cert_file else "ask for a certificate (cert_file), or "
             expected = f"does it {shown}speak another protocol?"
         return Disconnected(f"{self._where} does not answer as an MQTT {self._options.protocol} broker{said}: {expected}", "tls")
-
-    def _as_whom(self) -> str:
-        return "without a username" if self._options.username is None else f"as user {self._options.username!r}"

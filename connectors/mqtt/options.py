@@ -11,7 +11,7 @@ from connectors.options import MapsInFolder, TlsOptions
 from monitor.ports import SinkOptions, SourceOptions
 
 _CLIENT_ID = r"^[^\x00-\x1f\x7f-\x9f/+#]{1,128}$"
-_MOST_OUT = 65_535
+MOST_OUT = 65_535
 """The largest receive maximum: packet ids have 16 bits."""
 _STOCK_WINDOW = 20
 """Unacknowledged messages that a stock Mosquitto gives a 3.1.1 client (max_inflight_messages)."""
@@ -30,7 +30,7 @@ class MqttConnectionOptions(TlsOptions):
     """From the environment only; or `password_file`."""
     password_file: Path | None = None
     """File that holds the password; read again at every reconnect."""
-    keepalive: float = Field(default=30.0, ge=1, le=_MOST_OUT)
+    keepalive: float = Field(default=30.0, ge=1, le=65_535)
     """Seconds without traffic after which each side asks whether the other is still there."""
     connect_timeout: float = Field(default=5.0, gt=0, le=60)
     """Seconds that the broker has to let us in."""
@@ -63,6 +63,11 @@ class MqttConnectionOptions(TlsOptions):
     def sole(self) -> str | None:
         name = getattr(self, "client_id", None)
         return None if name is None else f"client_id {name!r} at {self.host}:{self.port}"
+
+    @property
+    def as_whom(self) -> str:
+        """In words."""
+        return "without a username" if self.username is None else f"as user {self.username!r}"
 
     @property
     def tls(self) -> bool:
@@ -98,7 +103,7 @@ class MqttSourceOptions(MqttConnectionOptions, SourceOptions):
     """Says that messages may be lost, which `qos = 0` means."""
     retained: bool = False
     """Whether messages are taken that the broker retained from before we subscribed; else they are skipped and counted."""
-    max_in_flight: int = Field(default=256, ge=1, le=_MOST_OUT)
+    max_in_flight: int = Field(default=256, ge=1, le=MOST_OUT)
     """Unsettled messages that the source hands out at most; when all are out, the broker holds (MQTT 5: it is the receive maximum)."""
 
     @field_validator("topics")

@@ -11,15 +11,14 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from connectors.mqtt.connection import Connection
-from connectors.mqtt.options import MqttConnectionOptions
+from connectors.mqtt.connection import NOT_AUTHORISED, Connection
+from connectors.mqtt.options import MOST_OUT, MqttConnectionOptions
 from connectors.shrinking import Refused, Shrink, Shrinking
 from monitor.errors import Backoff, ConfigError, Disconnected
 
 _LONGEST_PACKET = 268_435_455
 """Bytes behind the fixed header (MQTT 5.0, 2.1.4)."""
 _FIXED_HEADER = 5
-_MOST_OUT = 65_535
 _SLICE = 0.2
 """Seconds after which a wait looks whether the publisher was closed."""
 _CLOSE = 1.0
@@ -30,7 +29,6 @@ _TRIES = 3
 # PUBACK reason codes (MQTT 5.0, 3.4.2.1).
 _NO_SUBSCRIBER = 0x10
 _FAILED = 0x80
-_NOT_AUTHORISED = 0x87
 _NEVER = (0x90, 0x99)  # topic name invalid, payload format invalid
 
 
@@ -127,7 +125,7 @@ class Publisher:
 
     def _attempt(self, records: Sequence[Record]) -> list[Taken | Refused]:
         connection = self._connected()
-        window = min(getattr(connection.properties, "ReceiveMaximum", _MOST_OUT), _MOST_OUT)
+        window = min(getattr(connection.properties, "ReceiveMaximum", MOST_OUT), MOST_OUT)
         longest = getattr(connection.properties, "MaximumPacketSize", _LONGEST_PACKET + _FIXED_HEADER)
         outcomes: dict[int, Taken | Refused] = {}
         out: dict[int, int] = {}  # packet id -> index
@@ -184,9 +182,8 @@ class Publisher:
             return Taken(heard=reason.value != _NO_SUBSCRIBER)
         if reason.value in _NEVER:
             return Refused(f"topic {record.topic}: {reason}")
-        whom = "without a username" if self._options.username is None else f"as user {self._options.username!r}"
-        cause = "not_authorised" if reason.value == _NOT_AUTHORISED else "refused"
-        raise Disconnected(f"{self._options.url} does not take a message to {record.topic} {whom}: {reason}", cause)  # type: ignore[arg-type]
+        cause = "not_authorised" if reason.value in NOT_AUTHORISED else "refused"
+        raise Disconnected(f"{self._options.url} does not take a message to {record.topic} {self._options.as_whom}: {reason}", cause)  # type: ignore[arg-type]
 
     def _properties(self, record: Record) -> Properties | None:
         if self._options.protocol != "5":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "kafka", "cv2", "sklearn", "matplotlib", "soundfile", "PIL"}
+HEAVY = {"torch", "kafka", "paho", "cv2", "sklearn", "matplotlib", "soundfile", "PIL"}
 
 CONFIGURATION = """
 [daemon]
@@ -18,14 +18,25 @@ bootstrap_servers = "127.0.0.1:9092"
 topics = ["images"]
 group_id = "monitor"
 
+[sources.scanners]
+kind = "mqtt"
+url = "mqtt://127.0.0.1"
+topics = ["plant/{stream}/image"]
+client_id = "monitor-1"
+
 [detectors.bottle]
 kind = "autoencoder"
-inputs = ["cameras"]
+inputs = ["cameras", "scanners"]
 
 [sinks.alerts]
 kind = "kafka"
 bootstrap_servers = "127.0.0.1:9092"
 topic = "alerts"
+
+[dead_letter]
+kind = "mqtt"
+url = "mqtt://127.0.0.1"
+topic = "monitor/dead"
 """
 
 
@@ -52,7 +63,7 @@ def test_check_leaves_networks_and_clients_out(tmp_path: Path) -> None:
     found = imported("check", "--config", str(tmp_path / "monitor.toml"))
 
     assert "pydantic" in found
-    assert found & {"torch", "kafka"} == set()
+    assert found & {"torch", "kafka", "paho"} == set()
 
 
 def test_the_daemon_leaves_out_what_its_configuration_does_not_want() -> None:
