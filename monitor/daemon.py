@@ -5,7 +5,7 @@ are left unsettled, which come again. SIGHUP reloads monitor.toml and looks in t
 """
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from monitor.tracing import Tracing
 
 DONE, FAILED, STOPPED_HARD = 0, 1, 3
+ENDING = (signal.SIGTERM, signal.SIGINT)
 _FIXED = ("daemon", "store", "api", "tracing")
 """The tables that a reload leaves as they are."""
 _ENDING = 15.0
@@ -53,6 +54,12 @@ class Daemon:
 
     async def run(self) -> int:
         """Until a signal ends it; the exit code."""
+        with anyio.open_signal_receiver(*ENDING, signal.SIGHUP) as signals:
+            code = await self._serve(signals)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # all is told and done: one more may not change how the process ends
+        return code
+
+    async def _serve(self, signals: AsyncIterator[signal.Signals]) -> int:
         self._settings = load_settings(self._path, self._environ)
         self._notifier = Notifier(self._environ, self._telemetry.report)
         self._devices = Devices()
@@ -66,15 +73,14 @@ class Daemon:
             self._workers = anyio.CapacityLimiter(WORKERS)
             with _blame(self._state, self._telemetry) as outcome:
                 async with anyio.create_task_group() as self._tasks:
-                    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                        self._tasks.start_soon(self._watch.run)
-                        await self._start(self._tasks, pipelines(self._settings))
-                        self._say_ready(address)
-                        async for signum in signals:
-                            if signum == signal.SIGHUP and not self._draining:
-                                self._reload()
-                            elif signum != signal.SIGHUP:
-                                self._end()
+                    self._tasks.start_soon(self._watch.run)
+                    await self._start(self._tasks, pipelines(self._settings))
+                    self._say_ready(address)
+                    async for signum in signals:
+                        if signum == signal.SIGHUP and not self._draining:
+                            self._reload()
+                        elif signum != signal.SIGHUP:
+                            self._end()
             unsettled = sum(pipeline.unsettled for pipeline in self._running)
             self._telemetry.report("stopped", unsettled=unsettled, hard=self._hard or outcome.failed)
         if outcome.failed:

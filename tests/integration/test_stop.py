@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,19 @@ def test_a_mistake_in_the_configuration_exits_2_before_anything_starts(plant: Pl
     assert code == 2
     assert all(path in words for path in ("detectors.bottle.inputs", "detectors.bottle.max_batch_size", "daemon.grase"))
     assert daemon.events("ready") == []
+
+
+def test_signals_in_a_burst_end_it_as_one_or_two_do(plant: Plant, install: Callable[..., Path]) -> None:
+    """Some come while the process is already on its way out."""
+    configuration = install(plant.tables())
+    for burst in ([signal.SIGTERM] * 3, [signal.SIGINT] * 2 + [signal.SIGTERM], [signal.SIGTERM] * 40):
+        with Daemon(configuration) as daemon:
+            daemon.start()
+            daemon.ready()
+            for signum in burst:
+                if daemon.process.poll() is None:
+                    daemon.process.send_signal(signum)
+                    time.sleep(0.005)
+
+            assert daemon.exit_code(seconds=30) in (0, 3), daemon.tail()
+            assert daemon.events("stopped")
