@@ -17,6 +17,13 @@ from monitor.settings import ApiSettings, DaemonSettings, DetectorSettings, Sett
 
 PREFIX = "MONITOR__"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAMED = ("sources", "detectors", "sinks")
+WORDS = {
+    "path_type": "expected a path",
+    "tuple_type": 'expected a list, ["...", "..."]',
+    "model_type": "expected a table, { ... }",
+}
+"""What pydantic says in Python's words, in those of monitor.toml."""
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 M = TypeVar("M", bound=BaseModel)
@@ -34,10 +41,10 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     overlaid: dict[str, Any] = copy.deepcopy(tables)
     _overlay(overlaid, environ, reader.mistakes)
     reader.inline_secrets(tables, overlaid)
-    tables = overlaid
+    written, tables = tables, overlaid
     settings = reader.settings(tables)
     if reader.mistakes or settings is None:
-        raise ConfigError(*reader.mistakes)
+        raise ConfigError(*(mistake + _made_by(mistake, written, environ) for mistake in reader.mistakes))
     return settings
 
 
@@ -65,6 +72,17 @@ def _overlay(tables: dict[str, Any], environ: Mapping[str, str], mistakes: list[
             mistakes.append(f"{variable}: no such key; expected MONITOR__TABLE__KEY as in monitor.toml")
         else:
             place[last] = _FromEnvironment(value)
+
+
+def _made_by(mistake: str, written: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """The variable that made the table which this mistake is in, where the file has none; a misspelt one does."""
+    at = re.split(r"[.:]", mistake)[:2]
+    top = written.get(at[0], {})
+    if at[0] in written and (at[0] not in NAMED or not isinstance(top, dict) or at[1] in top):
+        return ""
+    start = PREFIX + "__".join(at if at[0] in NAMED else at[:1]).upper() + "__"
+    makers = sorted(variable for variable in environ if variable.upper().startswith(start))
+    return f" (this table is not in the file: {makers[0]} makes it)" if makers else ""
 
 
 class _Reader:
@@ -267,10 +285,13 @@ def _expected(model: type[BaseModel], place: str, mistake: Mapping[str, Any]) ->
     """What was expected, in an operator's words."""
     if mistake["type"] == "too_short":
         return f"expected at least {mistake['ctx']['min_length']}"
-    if mistake["type"] == "path_type":
-        return "expected a path"
+    if mistake["type"] in WORDS:
+        return WORDS[mistake["type"]]
+    if mistake["type"] == "literal_error":
+        quotes = ", in quotes" if not isinstance(mistake["input"], str) else ""
+        return f"expected {mistake['ctx']['expected']}{quotes}"
     if mistake["type"] == "string_pattern_mismatch" and place in model.model_fields:
-        return f"expected {mistake['ctx']['pattern']}: {model.model_fields[place].description}"
+        return f"expected {model.model_fields[place].description} It must match {mistake['ctx']['pattern']}"
     return str(mistake["msg"]).removeprefix("Value error, ")
 
 

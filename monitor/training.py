@@ -200,8 +200,12 @@ def _work_folder(name: str, store: ModelStore) -> Iterator[Path]:
     """Beside the store: training/<name>, ours alone while we live. Raises ConfigError while another trains that name."""
     store.ids(name)  # refuses a name that escapes
     folder = store.path.parent / "training" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"store.path: {folder}, where the training works, cannot be written: {error.strerror}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -43,9 +43,9 @@ class MqttSender:
             try:
                 sent.append(self._record(message))
             except ValueError as error:
-                mistakes.append(f"{message.position}: {error}")
+                mistakes.append(str(error))
         if mistakes:
-            raise Rejected("; ".join(mistakes))
+            raise Rejected("; ".join(dict.fromkeys(mistakes)))  # most are of the stream, and the same for all
         outcomes = await anyio.to_thread.run_sync(self._publisher.send, [record for record, _ in sent], lambda *_: None)
         refused = [f"{record.topic}: {outcome.error}" for (record, _), outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Refused)]
         unheard = {record.topic for (record, _), outcome in zip(sent, outcomes, strict=True) if isinstance(outcome, Taken) and not outcome.heard}

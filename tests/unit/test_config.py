@@ -133,6 +133,8 @@ def test_the_environment_goes_over_the_file(tmp_path):
 def test_an_unknown_variable_is_refused(tmp_path):
     assert mistakes(tmp_path, GOOD, MONITOR__DAEMON__SIGHT="works") == ["daemon.sight: unknown key; did you mean site?"]
     assert mistakes(tmp_path, GOOD, MONITOR__SITE="works")[0].startswith("MONITOR__SITE: no such key")
+    made = " (this table is not in the file: MONITOR__SOURCES__CAMERS__TOPICS makes it)"
+    assert f"sources.camers.kind: missing; it names the class{made}" in mistakes(tmp_path, GOOD, MONITOR__SOURCES__CAMERS__TOPICS="[]")
 
 
 def test_a_secret_comes_from_the_environment_or_a_file(tmp_path):
@@ -270,3 +272,9 @@ def test_a_sink_for_health_hears_of_every_part_whatever_its_inputs(tmp_path):
 def test_times_of_a_source_are_above_nothing(tmp_path, line, told):
     found = mistakes(tmp_path, GOOD.replace('group_id = "monitor"', f'group_id = "monitor"\n{line}'))
     assert [mistake[: len(told)] for mistake in found] == [told]
+
+
+def test_mistakes_are_in_the_words_of_the_file(tmp_path: Path) -> None:
+    text = GOOD.replace('inputs = ["cameras"]', 'inputs = "cameras"')
+
+    assert 'detectors.bottle.inputs: expected a list, ["...", "..."] (it is \'cameras\')' in mistakes(tmp_path, text)

@@ -187,3 +187,9 @@ def test_what_does_not_repeat_is_never_promoted(normals: Path, tmp_path: Path, m
     assert current is not None
     assert current.id == good.id
     assert json.loads((store.path / "cup" / "promotions.json").read_text())["log"][-1]["id"] == good.id
+
+
+def test_a_work_folder_that_cannot_be_made_is_said_in_words(normals: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"store.path: .*training/cup, where the training works, cannot be written: Not a directory"):
+        run(job(normals), ModelStore(tmp_path / "file" / "models"))
