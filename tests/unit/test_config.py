@@ -131,7 +131,7 @@ def test_the_environment_goes_over_the_file(tmp_path):
 
 
 def test_an_unknown_variable_is_refused(tmp_path):
-    assert mistakes(tmp_path, GOOD, MONITOR__DAEMON__SIGHT="works") == ["daemon.sight: unknown key; did you mean site?"]
+    assert mistakes(tmp_path, GOOD, MONITOR__DAEMON__SIGHT="works")[0].startswith("daemon.sight: unknown key; did you mean site?")
     assert mistakes(tmp_path, GOOD, MONITOR__SITE="works")[0].startswith("MONITOR__SITE: no such key")
     made = " (this table is not in the file: MONITOR__SOURCES__CAMERS__TOPICS makes it)"
     assert f"sources.camers.kind: missing; it names the class{made}" in mistakes(tmp_path, GOOD, MONITOR__SOURCES__CAMERS__TOPICS="[]")
