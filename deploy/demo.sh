@@ -8,6 +8,11 @@
 #
 # PYTHON   the interpreter to use; else the first of python3, python3.14 ... that is new enough
 set -eu
+case "${1-}" in -h | --help)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+esac
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/venv.sh
 . deploy/venv.sh
