@@ -136,7 +136,7 @@ class _Reader:
         for at, outlet in outlets.items():
             for name, source in sources.items():
                 if outlet is not None and source is not None and (where := outlet.feeds(source)) is not None:
-                    self.mistakes.append(f"{at}: writes to {where}, which sources.{name} reads: it would go round without end; give another topic")
+                    self.mistakes.append(f"{at}: writes to {where}, which sources.{name} reads: it would go round without end; give another place")
 
     def inline_secrets(self, written: Mapping[str, Any], overlaid: Mapping[str, Any]) -> None:
         """Note every secret that stands in the file itself, and take it out of what is validated."""

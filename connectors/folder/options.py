@@ -39,6 +39,9 @@ class FolderSinkOptions(SinkOptions):
     maps: MapsInFolder | None = None
     """Where maps beyond 64 KiB go, e.g. `{ path = "var/maps" }`; by default they are halved until they fit."""
 
+    def feeds(self, source: SourceOptions) -> str | None:
+        return _read_by(source, self.path, self.maps and self.maps.path)
+
 
 class FolderDeadLetterOptions(SinkOptions):
     """One JSON file per message that could not be scored: the message whole, where it came from, and why."""
@@ -51,3 +54,13 @@ class FolderDeadLetterOptions(SinkOptions):
     """Folder to write; made if missing."""
     spill: Path | None = None
     """Folder for payloads that would make a record larger than `max_bytes`; by default `spill` inside `path`."""
+
+    def feeds(self, source: SourceOptions) -> str | None:
+        return _read_by(source, self.path, self.spill)
+
+
+def _read_by(source: SourceOptions, *written: Path | None) -> str | None:
+    """The first of these folders that lies in the one that `source` reads."""
+    if not isinstance(source, FolderSourceOptions):
+        return None
+    return next((str(path) for path in written if path is not None and path.is_relative_to(source.path)), None)

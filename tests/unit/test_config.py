@@ -239,7 +239,7 @@ def test_what_would_go_round_without_end_is_refused_mqtt(tmp_path, reads, writes
         load(tmp_path, mqtt + letters.format(port=1883, topic=writes))
     else:
         found = mistakes(tmp_path, mqtt + letters.format(port=1883, topic=writes))
-        assert found == [f"dead_letter: writes to {where}, which sources.cameras reads: it would go round without end; give another topic"]
+        assert found == [f"dead_letter: writes to {where}, which sources.cameras reads: it would go round without end; give another place"]
 
 
 def test_what_would_go_round_without_end_is_refused_kafka(tmp_path):
@@ -247,7 +247,7 @@ def test_what_would_go_round_without_end_is_refused_kafka(tmp_path):
 
     for topic, maps in [("press.images", "maps"), ("alerts", "press.images")]:
         found = mistakes(tmp_path, GOOD + sink.format(servers="other:9092, 127.0.0.1:9092", topic=topic, maps=maps))
-        assert found == ["sinks.more: writes to press.images, which sources.cameras reads: it would go round without end; give another topic"]
+        assert found == ["sinks.more: writes to press.images, which sources.cameras reads: it would go round without end; give another place"]
     load(tmp_path, GOOD + sink.format(servers="127.0.0.1:9092", topic="alerts", maps="maps"))
     load(tmp_path, GOOD + sink.format(servers="other:9092", topic="press.images", maps="maps"))
 
@@ -278,3 +278,11 @@ def test_mistakes_are_in_the_words_of_the_file(tmp_path: Path) -> None:
     text = GOOD.replace('inputs = ["cameras"]', 'inputs = "cameras"')
 
     assert 'detectors.bottle.inputs: expected a list, ["...", "..."] (it is \'cameras\')' in mistakes(tmp_path, text)
+
+
+def test_what_would_go_round_without_end_is_refused_folder(tmp_path):
+    text = '[sources.cameras]\nkind = "folder"\npath = "in"\n' + GOOD[GOOD.index("[detectors") :]
+    load(tmp_path, text + '[dead_letter]\nkind = "folder"\npath = "inner"\n')
+    for more, where in (('path = "in"', "in"), ('path = "dead"\nspill = "in/spill"', "in/spill")):
+        found = mistakes(tmp_path, text + f'[dead_letter]\nkind = "folder"\n{more}\n')
+        assert found == [f"dead_letter: writes to {tmp_path / where}, which sources.cameras reads: it would go round without end; give another place"]
