@@ -40,7 +40,7 @@ class FolderSinkOptions(SinkOptions):
     """Where maps beyond 64 KiB go, e.g. `{ path = "var/maps" }`; by default they are halved until they fit."""
 
     def feeds(self, source: SourceOptions) -> str | None:
-        return _read_by(source, self.path, self.maps and self.maps.path)
+        return _read_by(source, self.path, self.maps.path if self.maps else None)
 
 
 class FolderDeadLetterOptions(SinkOptions):
