@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import numpy as np
 import pytest
 
 from brokers import Broker
@@ -20,28 +19,9 @@ from connectors.kafka.sink import KafkaSink
 from kafka_plant import Reports, everything, fresh, make_topic, produce
 from monitor.errors import Disconnected, MonitorError, Rejected
 from monitor.ports import Context
-from monitor.types import DeadLetter, Event, Message
+from some_events import alert, letter
 
 pytestmark = pytest.mark.anyio
-
-
-def alert(number: int, *, key: str = "press/7/cam", side: int = 0, **data: Any) -> Event:
-    scores = np.random.default_rng(number).random((side, side), dtype=np.float32) if side else None
-    return Event(
-        id=f"bottle:cameras/t/0-{number}",
-        type="monitor.alert.v1",
-        source="/press_shop/bottle",
-        key=key,
-        time=1_790_000_000.0 + number,
-        data={"number": number, **data},
-        map=scores,
-    )
-
-
-def letter(payload: bytes, *, key: bytes | None = None, headers: tuple[tuple[str, bytes], ...] = ()) -> Event:
-    message = Message(source="cameras", topic="press", position="0-7", payload=payload, received=5.0, key=key, headers=headers)
-    dead = DeadLetter(message=message, reason="undecodable", error="broken")
-    return Event(id=f"dead:{message.id}", type="monitor.dead_letter.v1", source="/press_shop", key="press", time=5.0, data={}, dead_letter=dead)
 
 
 def sink_options(broker: Broker, topic: str, **options: Any) -> KafkaSinkOptions:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import numpy as np
 import pytest
 from paho.mqtt.client import MQTTMessage
 from pydantic import ValidationError
@@ -21,34 +20,16 @@ from connectors.mqtt.text import topic_levels
 from kafka_plant import Reports, fresh
 from monitor.errors import Disconnected, Rejected
 from monitor.ports import Context
-from monitor.types import DeadLetter, Event, Message
+from monitor.types import Event
 from mosquitto import Mosquitto
 from mqtt_reader import Reader
 from mqtt_script import CONNACK_5, CONNACK_311, a_broker, puback
+from some_events import alert, letter
 
 pytestmark = pytest.mark.anyio
 
 both_versions = pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 NewMosquitto = Callable[..., Mosquitto]
-
-
-def alert(number: int, *, key: str = "press/7/cam", side: int = 0, **data: Any) -> Event:
-    scores = np.random.default_rng(number).random((side, side), dtype=np.float32) if side else None
-    return Event(
-        id=f"bottle:cameras/t/{number}",
-        type="monitor.alert.v1",
-        source="/press_shop/bottle",
-        key=key,
-        time=1_790_000_000.0 + number,
-        data={"number": number, **data},
-        map=scores,
-    )
-
-
-def letter(payload: bytes, *, key: bytes | None = None, headers: tuple[tuple[str, bytes], ...] = (), error: str = "broken") -> Event:
-    message = Message(source="cameras", topic="press", position="0-7", payload=payload, received=5.0, key=key, headers=headers)
-    dead = DeadLetter(message=message, reason="undecodable", error=error)
-    return Event(id=f"dead:{message.id}", type="monitor.dead_letter.v1", source="/press_shop", key="press", time=5.0, data={}, dead_letter=dead)
 
 
 def options(broker: Mosquitto, prefix: str, **more: Any) -> MqttSinkOptions:
