@@ -113,7 +113,7 @@ async def reading(options: KafkaSourceOptions, reports: Reports | None = None) -
         yield source, aiter(source)
 
 
-async def take(deliveries: AsyncIterator[Delivery], count: int, *, settle: bool = False, seconds: float = 30) -> list[Delivery]:
+async def take(deliveries: AsyncIterator[Delivery], count: int, *, settle: bool = False, seconds: float = 90) -> list[Delivery]:
     taken = []
     with anyio.fail_after(seconds):
         while len(taken) < count:
@@ -132,7 +132,7 @@ async def nothing(deliveries: AsyncIterator[Delivery], seconds: float = 0.7) -> 
     return True
 
 
-async def until(condition: Any, seconds: float = 20) -> None:
+async def until(condition: Any, seconds: float = 90) -> None:
     """Wait for a condition (called in a worker thread) to hold."""
     with anyio.fail_after(seconds):
         while not await anyio.to_thread.run_sync(condition):  # noqa: ASYNC110 (the broker tells nobody)

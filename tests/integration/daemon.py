@@ -105,7 +105,7 @@ class Daemon:
             return "never started"
         return "\n".join(json.dumps(line) for line in self.log[-30:]) + f"\nexit code {self._process.poll()}"
 
-    def wait_for(self, event: str, *, seconds: float = 30, **facts: Any) -> dict[str, Any]:
+    def wait_for(self, event: str, *, seconds: float = 90, **facts: Any) -> dict[str, Any]:
         """The first log line of that event with those facts. Fails at once when the process has ended without it."""
 
         def look() -> dict[str, Any] | None:
@@ -124,7 +124,7 @@ class Daemon:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def exit_code(self, *, seconds: float = 40) -> int:
+    def exit_code(self, *, seconds: float = 90) -> int:
         """Wait for its end."""
         wait_until(lambda: self.process.poll() is not None, seconds=seconds, what=lambda: f"the end:\n{self.tail()}")
         return int(self.process.returncode)

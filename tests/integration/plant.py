@@ -188,7 +188,7 @@ class Plant:
         done = set.intersection(*(set(self.scored("score", detector)) for detector in detectors or ("bottle",)))
         return {sent.id for sent in self.sent} - done - self.dead_letters().keys()
 
-    def wait(self, *detectors: str, seconds: float = 60) -> None:
+    def wait(self, *detectors: str, seconds: float = 120) -> None:
         """Until nothing is outstanding."""
 
         def what() -> str:

@@ -69,7 +69,7 @@ def test_published_pictures_come_out_as_alerts_with_maps(install: Callable[..., 
     with Daemon(configuration) as daemon, listening(configuration, "--json-lines", "--maps", str(maps)) as lines:
         daemon.start()
         monitor("publish", str(pictures), "--to", "inbox", "--stream", "press/7", "--json", str(sent), "--config", str(configuration))
-        wait_until(lambda: len(list(maps.glob("*.png"))) == 2, seconds=30, what=daemon.tail)
+        wait_until(lambda: len(list(maps.glob("*.png"))) == 2, seconds=90, what=daemon.tail)
         daemon.drain()
         events = [json.loads(line) for line in lines()]
     files = {f"{entry['topic']}/{entry['position']}": Path(entry["file"]).name for entry in json.loads(sent.read_text())}
@@ -89,7 +89,7 @@ def test_count_begins_again_and_plain_lines_say_where(install: Callable[..., Pat
     with Daemon(configuration) as daemon, listening(configuration) as lines:
         daemon.start()
         done = monitor("publish", str(pictures / "2.png"), "--to", "inbox", "--count", "3", "--rate", "50", "--config", str(configuration))
-        wait_until(lambda: len(lines()) == 3, seconds=30, what=daemon.tail)
+        wait_until(lambda: len(lines()) == 3, seconds=90, what=daemon.tail)
         daemon.drain()
 
         assert "3 of 3 messages confirmed" in done.stdout

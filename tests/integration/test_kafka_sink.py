@@ -186,7 +186,7 @@ async def test_killed_while_sending(own_kafka: Broker) -> None:
                 else:
                     confirmed += 20
                     after += 20 if after else 0
-    got = numbers(everything(own_kafka, topic, confirmed, seconds=30))
+    got = numbers(everything(own_kafka, topic, confirmed, seconds=90))
     assert list(dict.fromkeys(got)) == list(range(confirmed))
 
 

@@ -43,13 +43,13 @@ def test_models_are_swapped_in_the_running_daemon(plant: Plant, install: Callabl
         first = serving()
 
         train(seed=2)
-        second = wait_until(lambda: (now := serving()) != first and now, seconds=20, what="the second version serves")
+        second = wait_until(lambda: (now := serving()) != first and now, seconds=90, what="the second version serves")
 
         command("models", "rollback", "bottle")
-        wait_until(lambda: serving() == first, seconds=20, what="the first version serves again")
+        wait_until(lambda: serving() == first, seconds=90, what="the first version serves again")
 
         command("models", "promote", "bottle", second)
-        wait_until(lambda: serving() == second, seconds=20, what="the second version serves again")
+        wait_until(lambda: serving() == second, seconds=90, what="the second version serves again")
         daemon.drain()
     assert len({event["data"]["model_version"] for event in plant.read("score")}) == 2
     plant.audit(doubles=False)

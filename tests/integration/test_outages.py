@@ -22,7 +22,7 @@ from monitor import publishing
 from monitor.publishing import Outlet
 from monitor.telemetry import Telemetry
 
-OUTAGE = float(os.environ.get("MONITOR_TEST_OUTAGE", "20"))
+OUTAGE = float(os.environ.get("MONITOR_TEST_OUTAGE", "8"))
 
 pytestmark = pytest.mark.timeout(240 + 4 * OUTAGE)
 
@@ -58,7 +58,7 @@ def test_the_broker_is_away_and_comes_back(own_kafka: Broker, frail: Plant, inst
     plant = frail
     with plant.streaming(60, seed=5), Daemon(install(plant.tables())) as daemon:
         daemon.start()
-        wait_until(lambda: len(plant.scored()) > 60, seconds=30, what=daemon.tail)
+        wait_until(lambda: len(plant.scored()) > 60, seconds=90, what=daemon.tail)
         if how == "stopped":
             own_kafka.stop()
         else:
@@ -85,7 +85,7 @@ def test_while_a_sink_or_the_dead_letter_is_away_the_source_holds(
     with Daemon(install(plant.tables())) as daemon:
         daemon.start()
         with plant.streaming(40, seed=6):
-            wait_until(lambda: len(plant.scored()) > 40, seconds=30, what=daemon.tail)
+            wait_until(lambda: len(plant.scored()) > 40, seconds=90, what=daemon.tail)
             own_kafka.stop()
             daemon.wait_for("sink_disconnected", sink=sink)
             time.sleep(OUTAGE / 2)
@@ -106,7 +106,7 @@ def test_a_slow_sink_slows_its_source_and_loses_nothing(moved: Callable[..., Pla
     with Daemon(install(plant.tables())) as daemon:
         daemon.start()
         with plant.streaming(100, seed=7):
-            wait_until(lambda: len(plant.scored()) > 50, seconds=30, what=daemon.tail)
+            wait_until(lambda: len(plant.scored()) > 50, seconds=90, what=daemon.tail)
             for _ in range(6):  # the broker stands still most of the time, with its connections open
                 own_kafka.suspend()
                 time.sleep(1.2)

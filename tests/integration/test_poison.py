@@ -56,7 +56,7 @@ def test_a_broken_model_stops_the_daemon_and_settles_nothing(
     with Daemon(configuration) as daemon:
         daemon.start()
         plant.wait()
-        wait_until(lambda: plant.unsettled() == 0, seconds=10, what="settled before the model breaks")
+        wait_until(lambda: plant.unsettled() == 0, seconds=90, what="settled before the model breaks")
         sabotage.write_text(how)
         first = {sent.id for sent in plant.sent}
         plant.send(*["normal", "defect"] * 20)

@@ -20,7 +20,7 @@ def test_a_bad_file_keeps_the_old_configuration_and_says_so(plant: Plant, instal
         assert "sinks.events.topik" in said
 
         before = len(plant.scored())
-        wait_until(lambda: len(plant.scored()) > before + 50, seconds=20, what=daemon.tail)
+        wait_until(lambda: len(plant.scored()) > before + 50, seconds=90, what=daemon.tail)
         daemon.drain()
         assert daemon.events("reloaded") == []
         assert {*plant.scored().values()} == {1}
@@ -32,13 +32,13 @@ def test_a_good_file_takes_effect_under_load_without_loss(plant: Plant, install:
         with plant.streaming(50, seed=4):
             daemon.start()
             daemon.ready()
-            wait_until(lambda: len(plant.scored()) > 20, seconds=20, what=daemon.tail)
+            wait_until(lambda: len(plant.scored()) > 20, seconds=90, what=daemon.tail)
             write_configuration(configuration, plant.tables(detectors__bottle={"max_batch_size": 3}, daemon={"site": "elsewhere"}))
             daemon.signal(signal.SIGHUP)
             daemon.wait_for("reloaded")
             daemon.wait_for("restart_needed")
             before = len(plant.scored())
-            wait_until(lambda: len(plant.scored()) > before + 50, seconds=20, what=daemon.tail)
+            wait_until(lambda: len(plant.scored()) > before + 50, seconds=90, what=daemon.tail)
         plant.wait()
         daemon.drain()
     assert {event["source"] for event in plant.read("score")} == {"/test/bottle"}
@@ -59,7 +59,7 @@ def test_a_detector_can_be_added_to_a_source_that_is_read(plant: Plant, install:
         daemon.wait_for("reloaded")
         plant.send(*["normal", "defect"] * 5)
         plant.wait()
-        wait_until(lambda: len(plant.scored("score", "lid")) == 10, seconds=20, what=daemon.tail)
+        wait_until(lambda: len(plant.scored("score", "lid")) == 10, seconds=90, what=daemon.tail)
         daemon.drain()
     assert plant.scored("score", "lid").keys() == {sent.id for sent in plant.sent} - old
     plant.audit(doubles=False)
