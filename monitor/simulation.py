@@ -43,7 +43,7 @@ _TABLE, _RUST, _PLASTIC, _CRACK, _BARE = (
 class Part:
     """A flange on its table. image: (S, S, 3) uint8 RGB. mask: (S, S) bool, where the fault is; empty of a good one.
 
-    severity: from 0, hard to see, to 1, plain; 0 of a good one.
+    severity: from 0 to 1, how strongly a fault of its kind was drawn; 0 of a good one.
     """
 
     image: NDArray[np.uint8]

@@ -193,7 +193,7 @@ def _summary(answer: dict[str, Any], line: "Line") -> Sequence[str]:
         words.append(
             "missed        " + ", ".join(f"part {outcome.number:03} ({outcome.part.fault} {outcome.part.severity:.2f})" for outcome in missed)
         )
-        words.append("              severity from 0, hard to see, to 1, plain")
+        words.append("              severity from 0 to 1: how strongly a fault of its kind was drawn")
     if delays:
         words.append(f"delay         {median(delays):.2f} s from camera to alert (median)")
     return [
