@@ -2,12 +2,12 @@
 
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
 
+from broker_process import BrokerProcess
 from certificates import issue
 
 USER, PASSWORD = "alice", "alice-secret"
@@ -15,7 +15,7 @@ _JAAS = "org.apache.kafka.common.security"
 _HEAP = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
 
-class ApacheKafka:
+class ApacheKafka(BrokerProcess):
     """On 127.0.0.1, with a plain, a SASL and a TLS listener; ports, records and offsets outlive `stop` and `kill`."""
 
     abilities = frozenset({"restart", "limits", "security"})
@@ -25,7 +25,6 @@ class ApacheKafka:
         self.name = f"Apache Kafka of {home}"
         self._home = home
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
         self._ports = dict(zip(("plain", "sasl", "tls", "controller"), free_ports(4), strict=True))
         self.plain = f"127.0.0.1:{self._ports['plain']}"
         self.sasl = f"127.0.0.1:{self._ports['sasl']}"
@@ -59,33 +58,6 @@ class ApacheKafka:
                 self.kill()
                 raise RuntimeError(f"{self.name} did not start:\n" + (self._folder / "broker.log").read_text(errors="replace")[-3000:])
             time.sleep(0.1)
-
-    def stop(self) -> None:
-        """Orderly."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """As a power cut would."""
-        self._end(signal.SIGKILL)
-
-    def suspend(self) -> None:
-        """Stand still until `resume`, with every connection open."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(number)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
     def _java(self, *arguments: str) -> list[str]:
         return ["java", *_HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{self._home / 'libs'}/*", *arguments]

@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from broker_process import BrokerProcess
 from kafka_home import free_ports
 
 USER, PASSWORD = "alice", "alice-secret"
@@ -15,7 +16,7 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])  # where Debi
 _CONNECT = bytes.fromhex("100c 0004 4d515454 04 02 003c 0000")  # MQTT 3.1.1, clean session, keepalive 60, no client id
 
 
-class Mosquitto:
+class Mosquitto(BrokerProcess):
     """On 127.0.0.1, with a plain, a TLS and a mutual-TLS listener; ports and what it saved outlive `stop` and `kill`.
 
     `settings` are lines of mosquitto.conf, e.g. max_queued_messages=10, allow_anonymous="false". Who gives a name is let in
@@ -27,7 +28,6 @@ class Mosquitto:
     def __init__(self, folder: Path, certificates: Path, *, acl: str | None = None, **settings: object) -> None:
         self._folder = folder
         self._saved = folder / "mosquitto.db"
-        self._process: subprocess.Popen[bytes] | None = None
         self.host = "127.0.0.1"
         self.port, self._tls_port, self._mutual_port = free_ports(3)
         self.url = f"mqtt://127.0.0.1:{self.port}"
@@ -82,14 +82,6 @@ class Mosquitto:
                 raise RuntimeError(f"Mosquitto did not start:\n{self.log()[-3000:]}")
             time.sleep(0.02)
 
-    def stop(self) -> None:
-        """Orderly: it saves sessions, what is queued and what is retained."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """As a power cut would: what it had not saved is gone."""
-        self._end(signal.SIGKILL)
-
     def save(self) -> None:
         """Returns when sessions, what is queued and what is retained are on disk, as they were at the call or later."""
         assert self._process is not None
@@ -100,15 +92,6 @@ class Mosquitto:
             if time.monotonic() > end:
                 raise RuntimeError("Mosquitto did not save")
             time.sleep(0.01)
-
-    def suspend(self) -> None:
-        """Stand still until `resume`, with every connection open."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
     def log(self) -> str:
         return (self._folder / "broker.log").read_text(errors="replace")
@@ -129,18 +112,6 @@ class Mosquitto:
                 return link.recv(1) == b"\x20"
         except OSError:
             return False
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(number)
-            if number != signal.SIGKILL:
-                process.send_signal(signal.SIGCONT)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def _tool(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from connectors import letters
 from connectors.folder.options import FolderDeadLetterOptions, FolderSinkOptions, FolderSourceOptions
 from connectors.memory.channel import channel
 from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions, MemorySourceOptions
@@ -73,6 +74,23 @@ class Letter:
     reason: str
     error: str
     spilled: bool
+
+
+def as_found(letter: letters.Letter) -> Letter:
+    """What a broker's record holds."""
+    why = {name: value.decode() for name, value in letter.facts}
+    spilled = "monitor-spilled" in why
+    return Letter(
+        source=why["monitor-source"],
+        topic=why["monitor-topic"],
+        position=why["monitor-position"],
+        payload=unspilled(json.loads(letter.value)) if spilled else letter.value,
+        key=letter.key,
+        headers=letter.headers,
+        reason=why["monitor-reason"],
+        error=why["monitor-error"],
+        spilled=spilled,
+    )
 
 
 class DeadLetterBinding(Protocol):

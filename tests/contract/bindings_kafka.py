@@ -9,7 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from connectors.kafka.options import KafkaDeadLetterOptions, KafkaSinkOptions, KafkaSourceOptions
 from connectors.letters import letter_of
-from contract.bindings import AnyBytes, Letter, unspilled
+from contract.bindings import AnyBytes, Letter, as_found
 from kafka_plant import fresh, make_topic
 
 
@@ -67,24 +67,7 @@ class KafkaDeadLetterBinding(_Place):
         return KafkaDeadLetterOptions(bootstrap_servers=self.broker.plain, topic=self.topic, spill=self.folder / "spill", **more)
 
     def letters(self) -> list[Letter]:
-        return [_letter(record) for record in self.records()]
-
-
-def _letter(record: Any) -> Letter:
-    letter = letter_of(record.value, record.key, tuple(record.headers))
-    why = {name: value.decode() for name, value in letter.facts}
-    spilled = "monitor-spilled" in why
-    return Letter(
-        source=why["monitor-source"],
-        topic=why["monitor-topic"],
-        position=why["monitor-position"],
-        payload=unspilled(json.loads(record.value)) if spilled else record.value,
-        key=record.key,
-        headers=letter.headers,
-        reason=why["monitor-reason"],
-        error=why["monitor-error"],
-        spilled=spilled,
-    )
+        return [as_found(letter_of(record.value, record.key, tuple(record.headers))) for record in self.records()]
 
 
 SOURCES = {"kafka": KafkaSourceBinding}

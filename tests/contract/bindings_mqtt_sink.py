@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from paho.mqtt.client import MQTTMessage
 
 from connectors.mqtt.dead_letter import letter_of
 from connectors.mqtt.options import MqttDeadLetterOptions, MqttSinkOptions
-from contract.bindings import Letter, unspilled
+from contract.bindings import Letter, as_found
 from kafka_plant import fresh
 from mqtt_reader import Reader
 
@@ -45,24 +44,7 @@ class MqttDeadLetterBinding(_Place):
         return MqttDeadLetterOptions(url=self.broker.url, topic=f"{self.prefix}/dead", spill=self.folder / "spill", **more)
 
     def letters(self) -> list[Letter]:
-        return [_letter(message) for message in self.reader.look()]
-
-
-def _letter(message: MQTTMessage) -> Letter:
-    letter = letter_of(bytes(message.payload), getattr(message.properties, "UserProperty", ()))
-    why = {name: value.decode() for name, value in letter.facts}
-    spilled = "monitor-spilled" in why
-    return Letter(
-        source=why["monitor-source"],
-        topic=why["monitor-topic"],
-        position=why["monitor-position"],
-        payload=unspilled(json.loads(letter.value)) if spilled else letter.value,
-        key=letter.key,
-        headers=letter.headers,
-        reason=why["monitor-reason"],
-        error=why["monitor-error"],
-        spilled=spilled,
-    )
+        return [as_found(letter_of(bytes(message.payload), getattr(message.properties, "UserProperty", ()))) for message in self.reader.look()]
 
 
 SINKS = {"mqtt": Mqtt5SinkBinding, "mqtt 3.1.1": Mqtt311SinkBinding}
