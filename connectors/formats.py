@@ -1,4 +1,4 @@
-"""Payloads -> samples: images, NumPy arrays, sound. Sizes are read from the header before anything is decoded.
+"""Payloads -> samples: images, scans, NumPy arrays, sound. Sizes are read from the header before anything is decoded.
 
 Alpha is dropped, not composited: the colours are what the sensor saw, a background would be our invention.
 """
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from connectors.arrays import read_archive, read_array
+from connectors.scans import float_tags, read_float_tiff, z_of
 from connectors.sound import read_sound
 from monitor.errors import BadSample
 from monitor.ports import SourceOptions
@@ -40,7 +41,10 @@ _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I
 
 
 class ImageFormat:
-    """JPEG, PNG, TIFF, BMP, WebP -> (H, W, 1 or 3) uint8 or uint16, upright, RGB. One picture per message."""
+    """JPEG, PNG, TIFF, BMP, WebP -> (H, W, 1 or 3) uint8 or uint16, upright, RGB. One picture per message.
+
+    A TIFF of 32-bit floats is a scan: one value per pixel is depth, three are x, y and z; depth without an image comes of it.
+    """
 
     _by_name: ClassVar = {
         "JPEG": frozenset({"image/jpeg", "image/jpg", "image/pjpeg"}),
@@ -60,6 +64,8 @@ class ImageFormat:
         name = _image_name(payload)
         if name is None:
             raise BadSample("undecodable", "not an image")
+        if name == "TIFF" and (tags := float_tags(payload)) is not None:
+            return sample(message, envelope, depth=read_float_tiff(payload, tags, limits.max_pixels))
         if name == "WEBP":
             _check_pixels(*_webp_size(payload), limits)  # Pillow reserves memory for the whole canvas when it opens one
         try:
@@ -90,7 +96,7 @@ class ImageFormat:
 class NumpyFormat:
     """NPY: `image` as (H, W), (H, W, 1), (H, W, 3 or 4) uint8 or uint16. NPZ: that with `depth` (H, W) or `xyz` (H, W, 3) float.
 
-    Depth is z; NaN in it means "not measured" and is kept. Other arrays of an NPZ are not read.
+    Depth is z; NaN in it means "not measured" and is kept, as 0 is. Other arrays of an NPZ are not read.
     """
 
     _npy = frozenset({"application/x-npy", "application/npy", "application/x-numpy"})
@@ -113,7 +119,7 @@ class NumpyFormat:
             raise BadSample("unsupported", "NPZ with both depth and xyz; one of them is taken")
         image, depth = _as_image(arrays["image"]), None
         if "depth" in arrays or "xyz" in arrays:
-            depth = _as_depth(arrays.get("depth"), arrays.get("xyz"))
+            depth = z_of(arrays["depth"], grid=False) if "depth" in arrays else z_of(arrays["xyz"], grid=True)
             if depth.shape != image.shape[:2]:
                 raise BadSample("undecodable", f"depth of shape {depth.shape} beside an image of shape {image.shape}")
         return sample(message, envelope, image=image, depth=depth)
@@ -253,18 +259,3 @@ def _as_image(array: NDArray[Any]) -> Pixels:
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise BadSample("unsupported", f"image of shape {array.shape}; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is read")
     return np.ascontiguousarray(array[:, :, : min(array.shape[2], 3)])
-
-
-def _as_depth(depth: NDArray[Any] | None, xyz: NDArray[Any] | None) -> NDArray[np.float32]:
-    array = depth if depth is not None else xyz
-    assert array is not None
-    shape_is_right = array.ndim == 2 if depth is not None else array.ndim == 3 and array.shape[2] == 3
-    if array.dtype.kind != "f" or not shape_is_right:
-        expected = "depth (H, W)" if depth is not None else "xyz (H, W, 3)"
-        raise BadSample("unsupported", f"{array.dtype} of shape {array.shape} where float {expected} is read")
-    z = array if depth is not None else array[:, :, 2]
-    with np.errstate(over="ignore"):
-        z = np.ascontiguousarray(z, dtype=np.float32)
-    if np.isinf(z).any():
-        raise BadSample("undecodable", "infinite depth; NaN is what says that a pixel was not measured")
-    return z

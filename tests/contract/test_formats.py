@@ -34,7 +34,10 @@ def _numpy(archive: bool) -> bytes:
 
 
 PAYLOADS: dict[str, list[bytes]] = {
-    "image": [cv2.imencode(suffix, IMAGE)[1].tobytes() for suffix in (".jpg", ".png", ".tiff", ".bmp", ".webp")],
+    "image": [
+        *(cv2.imencode(suffix, IMAGE)[1].tobytes() for suffix in (".jpg", ".png", ".tiff", ".bmp", ".webp")),
+        *(cv2.imencode(".tiff", scan)[1].tobytes() for scan in (IMAGE.astype(np.float32), IMAGE[..., 0].astype(np.float32))),
+    ],
     "numpy": [_numpy(False), _numpy(True)],
     "sound": [_sound("WAV"), _sound("FLAC"), _sound("OGG", "VORBIS"), _sound("OGG", "OPUS")],
 }
@@ -63,7 +66,7 @@ def test_every_media_type_has_a_payload_and_decodes(case: tuple[Format, list[byt
         seen |= types
         for content_type in (None, *sorted(types)):
             sample = decode(message(payload, content_type), LIMITS)
-            assert sample.image is not None or sample.waveform is not None
+            assert any(sensor is not None for sensor in (sample.image, sample.depth, sample.waveform))
     assert seen == form.media_types
 
 

@@ -240,7 +240,6 @@ def test_the_content_type_must_not_lie() -> None:
 
 
 def test_images_that_no_camera_sends() -> None:
-    assert refused(picture("F", "TIFF")) == "unsupported"
     assert refused(picture("CMYK", "TIFF")) == "unsupported"
     assert refused(picture("I", "TIFF")) == "unsupported"
     again = [Image.fromarray(SCENE[::-1])]
@@ -412,6 +411,9 @@ EVERY_KIND = {
     "OGG": sound(name="OGG"),
     "PNG16": cv2.imencode(".png", SCENE16)[1].tobytes(),
     "TIFF_LZW": picture(name="TIFF", compression="tiff_lzw"),
+    "TIFF_SCAN": cv2.imencode(".tiff", SCENE.astype(np.float32))[1].tobytes(),
+    "TIFF_DEPTH": picture("F", "TIFF"),
+    "TIFF_DEPTH_DEFLATE": picture("F", "TIFF", compression="tiff_adobe_deflate"),
 }
 
 
@@ -432,7 +434,7 @@ def test_broken_bytes_never_raise_anything_but_a_bad_sample(kind: str) -> None:
         except BadSample as error:
             assert error.reason in {"undecodable", "too_large", "empty", "unsupported", "lying_header"}  # noqa: PT017
         else:
-            assert sample.image is not None or sample.waveform is not None
+            assert any(sensor is not None for sensor in (sample.image, sample.depth, sample.waveform))
 
 
 def test_every_real_picture_and_sound_decodes(data: Path) -> None:
