@@ -301,7 +301,7 @@ class Intake:
     def _takers(self, sample: Sample, models: Mapping[str, Model]) -> dict[str, Model]:
         """The detectors that watch this stream. Raises BadSample when none of them is made for such samples."""
         watching = {name: model for name, model in models.items() if any(fnmatchcase(sample.stream, glob) for glob in self._detectors[name].streams)}
-        takers = {name: model for name, model in watching.items() if model.detector.modality == sample.modality}
+        takers = {name: model for name, model in watching.items() if sample.has(model.detector.modality)}
         if watching and not takers:
             raise BadSample("unsupported", f"{sample.modality} from stream {sample.stream}, whose detectors ({', '.join(watching)}) do not take it")
         if not watching:

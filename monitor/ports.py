@@ -241,7 +241,9 @@ class Detector(Protocol):
     """`Implementation(options)`. Knows no threshold and no broker."""
 
     modality: ClassVar[str]
-    """"image", "rgbd" or "sound": samples of another modality are refused by the pipeline."""
+    """"image", "rgbd" (depth, with or without an image) or "sound": the pipeline refuses samples without that.
+
+    Of a scan with an image a detector of modality "image" sees the image, and one of modality "rgbd" what its options ask for."""
 
     device: str
     """After load: where it scores, "cpu" or "cuda:0"."""

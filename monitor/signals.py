@@ -47,9 +47,8 @@ def look(sample: Sample) -> Signal:
     content = tuple((array.shape, crc32c(np.ascontiguousarray(array).data)) for array in arrays)
     if sample.waveform is not None:
         return Signal(content, sound_flaw(sample.waveform))
-    assert sample.image is not None
-    flaw = image_flaw(sample.image)
-    if flaw is None and sample.depth is not None and _unmeasured(sample.depth):
+    flaw = None if sample.image is None else image_flaw(sample.image)
+    if flaw is None and sample.depth is not None and _flat(sample.depth[sample.measured]):
         flaw = "signal_blank"
     return Signal(content, flaw)
 
@@ -72,9 +71,8 @@ def _pixel_flaw(image: NDArray[Any]) -> Flaw | None:
     return None
 
 
-def _unmeasured(depth: FloatArray) -> bool:
-    """(H, W): nothing was measured, or the same everywhere."""
-    measured = depth[np.isfinite(depth)]
+def _flat(measured: FloatArray) -> bool:
+    """(N,): nothing was measured, or the same everywhere."""
     return measured.size == 0 or float(measured.min()) == float(measured.max())
 
 

@@ -57,7 +57,8 @@ class Envelope:
 class Sample:
     """One decoded picture, scan or clip.
 
-    image: (H, W, C) uint8 or uint16, C = 1 (grey) or 3 (RGB), never rescaled per image. depth: (H, W) float32.
+    image: (H, W, C) uint8 or uint16, C = 1 (grey) or 3 (RGB), never rescaled per image. depth: (H, W) float32, of the same
+    H and W where there is an image too; NaN and 0 are "not measured".
     waveform: (channels, T) float32 in [-1, 1] at `rate` Hz. `captured` and `received` are epoch seconds.
     """
 
@@ -81,6 +82,17 @@ class Sample:
         if self.waveform is not None:
             return "sound"
         return "image" if self.depth is None else "rgbd"
+
+    def has(self, modality: str) -> bool:
+        """Whether a detector of `modality` can look at it: one of images at what has an image, one of scans at what has depth."""
+        sensor = {"image": self.image, "rgbd": self.depth, "sound": self.waveform}[modality]
+        return sensor is not None
+
+    @property
+    def measured(self) -> NDArray[np.bool_]:
+        """(H, W) bool: where there is depth. Only of a sample that has some."""
+        assert self.depth is not None
+        return np.asarray(np.isfinite(self.depth) & (self.depth != 0), dtype=np.bool_)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

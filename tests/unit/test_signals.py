@@ -78,8 +78,13 @@ def test_depth_that_measured_nothing_is_blank():
     assert look(sample(image=image, depth=depth)).flaw == "signal_blank"
     depth[:] = 0.0
     assert look(sample(image=image, depth=depth)).flaw == "signal_blank"
-    depth[10:20] = 0.7
+    depth[10:20] = 0.7  # what is 0 was not measured, and the rest is the same everywhere
+    assert look(sample(image=image, depth=depth)).flaw == "signal_blank"
+    depth[12] = 0.6
     assert look(sample(image=image, depth=depth)).flaw is None
+    assert look(sample(depth=depth)).flaw is None
+    assert look(sample(depth=0 * depth)).flaw == "signal_blank"
+    assert look(sample(depth=depth)).content != look(sample(depth=depth + 1)).content
 
 
 def test_silence_is_blank_whatever_its_offset():
