@@ -142,14 +142,14 @@ def _check(job: Job, built: Path, precision: str, samples: Sequence[Sample], exp
 
 
 def _read_all(files: Files, modality: str, progress: Progress) -> list[str]:
-    """The sha256 of every file, each decoded once: one that cannot be learnt from is named before hours of training, not after."""
+    """The sha256 of every sample's files, each decoded once: one that cannot be learnt from is named before hours of training, not after."""
     digests = []
     for index in range(len(files)):
-        payload = files.payload(index)
-        found = files.sample(index, payload).modality
-        if found != modality:
-            raise ConfigError(f"{files.position(index)}: expected {modality}, found {found}")
-        digests.append(hashlib.sha256(payload).hexdigest())
+        payloads = files.payloads(index)
+        found = files.sample(index, payloads)
+        if not found.has(modality):
+            raise ConfigError(f"{files.position(index)}: expected {modality}, found {found.modality}")
+        digests.append(hashlib.sha256(b"".join(payloads)).hexdigest())
         progress("read", index + 1, len(files), {})
     return digests
 

@@ -17,7 +17,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("detector", metavar="NAME", help="a detector of the configuration")
     parser.add_argument("--model-version", metavar="ID", help="default: the promoted one")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder that holds the categories")
-    parser.add_argument("--layout", required=True, metavar="L", help="mvtec")
+    parser.add_argument("--layout", required=True, metavar="L", help="mvtec or mvtec3d")
     parser.add_argument("--category", metavar="C", help="one category of the data set")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write pictures, tables and report.html there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")

@@ -13,7 +13,7 @@ example:
   monitor train bottle_ae --data data/mvtec --layout mvtec --category bottle --preset cpu
   monitor train press_ae --data normals --layout folder
 
-layouts: mvtec (DIR/CATEGORY/train/good), folder (DIR holds normal files).
+layouts: mvtec (DIR/CATEGORY/train/good/*), mvtec3d (DIR/CATEGORY/train/good/rgb/* and xyz/*), folder (DIR holds normal files).
 A training that was killed is continued by the same command with --resume. A running daemon takes the new version by itself."""
 
 
@@ -21,7 +21,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("train", help=HELP, description=HELP, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("detector", metavar="NAME", help="a detector of the configuration")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder that holds the categories, or the normal files")
-    parser.add_argument("--layout", required=True, metavar="L", help="mvtec or folder")
+    parser.add_argument("--layout", required=True, metavar="L", help="mvtec, mvtec3d or folder")
     parser.add_argument("--category", metavar="C", help="one category of the data set")
     parser.add_argument("--preset", metavar="P", help="paper or cpu; overrides options.preset")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides everything random (default: 0)")

@@ -16,6 +16,8 @@ from monitor.types import FloatArray, Sample
 Pixels = NDArray[np.uint8]
 
 NORMAL, DEFECT, LINE = "#4477aa", "#cc3311", "#222222"
+UNMEASURED = (32, 48, 96)
+"""The colour, a dark blue, where a scan has no depth."""
 CLEAR = np.float32(0.3)
 """Up to this heat, 60 % of a map threshold above 0, an overlay leaves the image as it is."""
 
@@ -60,11 +62,25 @@ def write_curves(evaluation: Evaluation, folder: Path) -> list[Path]:
     return written
 
 
-def picture(sample: Sample) -> Pixels:
-    """-> (H, W, 3) uint8 RGB, to look at."""
-    assert sample.image is not None
-    image = sample.image if sample.image.dtype == np.uint8 else sample.image // 257
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)), dtype=np.uint8)
+def pictures(sample: Sample) -> list[Pixels]:
+    """What there is to look at, each (H, W, 3) uint8 RGB: the image, the depth, both in this order, or nothing."""
+    drawn = []
+    if sample.image is not None:
+        image = sample.image if sample.image.dtype == np.uint8 else sample.image // 257
+        drawn.append(np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)), dtype=np.uint8))
+    if sample.depth is not None:
+        drawn.append(_relief(sample.depth, sample.measured))
+    return drawn
+
+
+def _relief(depth: FloatArray, measured: NDArray[np.bool_]) -> Pixels:
+    """Near is white, far is black, from the 1st to the 99th percentile of what was measured; what was not is UNMEASURED."""
+    pixels = np.full((*depth.shape, 3), UNMEASURED, dtype=np.uint8)
+    if measured.any():
+        near, far = np.percentile(depth[measured], (1, 99))
+        grey = 255 * (far - depth[measured]) / max(far - near, np.finfo(np.float32).tiny)
+        pixels[measured] = np.clip(grey, 0, 255).round().astype(np.uint8)[:, None]
+    return pixels
 
 
 def overlay(image: Pixels, heat: FloatArray, mask: NDArray[np.bool_]) -> Pixels:

@@ -132,7 +132,7 @@ def _with_pixels(evaluation: Evaluation, progress: Progress) -> Evaluation:
     try:
         return replace(evaluation, pixels=measured.metrics())
     except ValueError as error:
-        raise ConfigError(f"{evaluation.labelled.files.root / 'ground_truth'}: {error}") from error
+        raise ConfigError(f"{evaluation.labelled.files.root}: the masks of its test split: {error}") from error
 
 
 def _image_figures(anomalous: NDArray[np.bool_], scores: FloatArray) -> dict[str, float]:

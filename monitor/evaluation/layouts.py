@@ -1,11 +1,13 @@
 """How data sets lie on disk -> normal samples to train on, labelled ones to evaluate on.
 
 mvtec    <data>/<category>/train/good/*, test/<defect>/*, ground_truth/<defect>/<stem>_mask.* (normal: test/good)
+mvtec3d  <data>/<category>/{train,test}/<defect>/rgb/<stem>.* and xyz/<stem>.*, test/<defect>/gt/<stem>.* (normal: good)
 folder   <data>/*, normal samples only
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -17,7 +19,7 @@ from monitor.errors import BadSample, ConfigError
 from monitor.ports import SourceOptions
 from monitor.types import Message, Sample
 
-LAYOUTS = ("mvtec", "folder")
+LAYOUTS = ("mvtec", "mvtec3d", "folder")
 NORMAL = "good"
 SOURCE = "dataset"
 
@@ -26,12 +28,17 @@ LIMITS = SourceOptions(max_bytes=1024**3, max_pixels=500_000_000, max_seconds=24
 
 
 class Files(Sequence[Sample]):
-    """Samples that are decoded when indexed, never all held at once: source "dataset", topic the category, position the path."""
+    """Samples that are decoded when indexed, never all held at once: source "dataset", topic the category, position the path.
 
-    def __init__(self, root: Path, topic: str, paths: Sequence[Path]) -> None:
+    paths: one file per sample, or, with `depths`, the image; depths: the file of its depth.
+    """
+
+    def __init__(self, root: Path, topic: str, paths: Sequence[Path], depths: Sequence[Path] | None = None) -> None:
+        assert depths is None or len(depths) == len(paths)
         self.root = root
         self.topic = topic
         self.paths = tuple(paths)
+        self.depths = None if depths is None else tuple(depths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -45,32 +52,40 @@ class Files(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> "Sample | Files":
         """Raises ConfigError naming a file that cannot be read as a sample."""
         if isinstance(index, slice):
-            return Files(self.root, self.topic, self.paths[index])
-        return self.sample(index, self.payload(index))
+            return self.take(range(len(self))[index])
+        return self.sample(index, self.payloads(index))
 
     def take(self, indices: Sequence[int]) -> "Files":
         """Those samples only."""
-        return Files(self.root, self.topic, [self.paths[index] for index in indices])
+        depths = None if self.depths is None else [self.depths[index] for index in indices]
+        return Files(self.root, self.topic, [self.paths[index] for index in indices], depths)
 
     def position(self, index: int) -> str:
         """The path relative to the data set."""
         return self.paths[index].relative_to(self.root).as_posix()
 
-    def payload(self, index: int) -> bytes:
-        """The file's bytes. Raises ConfigError."""
-        try:
-            return self.paths[index].read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{self.paths[index]}: cannot be read: {error.strerror}") from error
+    def payloads(self, index: int) -> tuple[bytes, ...]:
+        """The bytes of each of the sample's files. Raises ConfigError."""
+        return tuple(_bytes(path) for path in self._of(index))
 
-    def sample(self, index: int, payload: bytes) -> Sample:
+    def sample(self, index: int, payloads: Sequence[bytes]) -> Sample:
         """Of bytes that were read already. Raises ConfigError."""
-        modified = self.paths[index].stat().st_mtime
-        message = Message(source=SOURCE, topic=self.topic, position=self.position(index), payload=payload, received=modified)
+        paths = self._of(index)
+        one, *others = (self._decoded(path, payload) for path, payload in zip(paths, payloads, strict=True))
+        for other in others:
+            one = _joined(one, other, paths)
+        return one
+
+    def _of(self, index: int) -> tuple[Path, ...]:
+        return (self.paths[index],) if self.depths is None else (self.paths[index], self.depths[index])
+
+    def _decoded(self, path: Path, payload: bytes) -> Sample:
+        position = path.relative_to(self.root).as_posix()
+        message = Message(source=SOURCE, topic=self.topic, position=position, payload=payload, received=path.stat().st_mtime)
         try:
             return decode(message, LIMITS)
         except BadSample as error:
-            raise ConfigError(f"{self.paths[index]}: {error}") from error
+            raise ConfigError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,34 +129,79 @@ def training_files(layout: str, data: Path, category: str | None) -> Files:
             raise ConfigError("--category: the layout folder has none: --data is the folder of normal files itself")
         return Files(data, data.resolve().name, _files(data, "normal samples"))
     root = _category(layout, data, category)
-    return Files(root, root.name, _files(root / "train" / NORMAL, "normal samples to train on"))
+    normal = root / "train" / NORMAL
+    if layout == "mvtec3d":
+        return Files(root, root.name, *_scans(normal))
+    return Files(root, root.name, _files(normal, "normal samples to train on"))
 
 
 def labelled_files(layout: str, data: Path, category: str | None) -> Labelled:
     """The labelled test split. Raises ConfigError saying what was expected and found."""
     if layout == "folder":
-        raise ConfigError("--layout: folder has no labelled test split: expected mvtec")
+        raise ConfigError("--layout: folder has no labelled test split: expected mvtec or mvtec3d")
     root = _category(layout, data, category)
     folders = _folders(root / "test", f"one folder per defect and {NORMAL}")
     if NORMAL not in [folder.name for folder in folders] or len(folders) < 2:
         raise ConfigError(f"{root / 'test'}: expected {NORMAL} and at least one defect, found {_named(folders)}")
     paths: list[Path] = []
+    depths: list[Path] = []
+    defects: list[str] = []
     masks: list[Path | None] = []
     for folder in folders:
-        found = _files(folder, "test samples")
-        drawn = root / "ground_truth" / folder.name
-        by_stem = {mask.stem.removesuffix("_mask"): mask for mask in _files(drawn, "masks")} if drawn.is_dir() else {}
-        if by_stem and (missing := [path.name for path in found if path.stem not in by_stem]):
-            raise ConfigError(f"{drawn}: expected a mask STEM_mask.* of every image, found none of {', '.join(missing[:5])}")
+        if layout == "mvtec3d":
+            found, deep = _scans(folder)
+            depths += deep
+            drawn = _masks(folder / "gt", "", found) if folder.name != NORMAL else [None] * len(found)
+        else:
+            found = _files(folder, "test samples")
+            drawn = _masks(root / "ground_truth" / folder.name, "_mask", found)
         paths += found
-        masks += [by_stem.get(path.stem) for path in found]
-    return Labelled(files=Files(root, root.name, paths), defects=tuple(path.parent.name for path in paths), masks=tuple(masks))
+        masks += drawn
+        defects += [folder.name] * len(found)
+    files = Files(root, root.name, paths, depths if layout == "mvtec3d" else None)
+    return Labelled(files=files, defects=tuple(defects), masks=tuple(masks))
+
+
+def _scans(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images of `rgb` and, in their order, the files of the same stem in `xyz`. Raises ConfigError where one lacks the other."""
+    images, points = _files(folder / "rgb", "images"), _files(folder / "xyz", "scans")
+    rgb, xyz = Counter(path.stem for path in images), Counter(path.stem for path in points)
+    if odd := sorted(stem for stem in rgb | xyz if (rgb[stem], xyz[stem]) != (1, 1)):
+        raise ConfigError(f"{folder}: expected one file of each name in rgb and one in xyz, not so of {', '.join(odd[:5])}")
+    by_stem = {path.stem: path for path in points}
+    return images, [by_stem[path.stem] for path in images]
+
+
+def _masks(folder: Path, suffix: str, images: Sequence[Path]) -> list[Path | None]:
+    """Of each image the mask STEM<suffix>.*; of none where there is no such folder. Raises ConfigError where some lack theirs."""
+    by_stem = {mask.stem.removesuffix(suffix): mask for mask in _files(folder, "masks")} if folder.is_dir() else {}
+    if by_stem and (missing := [path.name for path in images if path.stem not in by_stem]):
+        raise ConfigError(f"{folder}: expected a mask STEM{suffix}.* of every image, found none of {', '.join(missing[:5])}")
+    return [by_stem.get(path.stem) for path in images]
+
+
+def _joined(image: Sample, depth: Sample, paths: Sequence[Path]) -> Sample:
+    """The two files of one scan -> one sample. Raises ConfigError naming both."""
+    where = " and ".join(map(str, paths))
+    if image.image is None or image.depth is not None or depth.depth is None or depth.image is not None:
+        raise ConfigError(f"{where}: expected an image and a scan, found {image.modality} and {depth.modality}")
+    if image.image.shape[:2] != depth.depth.shape:
+        sizes = [f"{width} x {height}" for height, width in (image.image.shape[:2], depth.depth.shape)]
+        raise ConfigError(f"{where}: expected the same width and height, found {sizes[0]} and {sizes[1]}")
+    return replace(image, depth=depth.depth)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _category(layout: str, data: Path, category: str | None) -> Path:
     if layout not in LAYOUTS:
         raise ConfigError(f"--layout: unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
-    expected = f"{data}: expected folders of categories, each with train/{NORMAL} and test (layout mvtec)"
+    expected = f"{data}: expected folders of categories, each with train/{NORMAL} and test (layout {layout})"
     categories = [folder for folder in _folders(data, "categories") if (folder / "train").is_dir()]
     if not categories:
         raise ConfigError(f"{expected}, found {_named(_folders(data, 'categories'))}")

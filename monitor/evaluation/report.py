@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.evaluation.drawing import CLEAR, Scale, jpeg, overlay, picture, write_curves, write_png
+from monitor.evaluation.drawing import CLEAR, Scale, jpeg, overlay, pictures, write_curves, write_png
 from monitor.evaluation.evaluate import Evaluation
 from monitor.evaluation.layouts import NORMAL
 from monitor.ports import Progress
@@ -86,15 +86,15 @@ def _draw_samples(evaluation: Evaluation, folder: Path, progress: Progress) -> d
     for done, index in enumerate(np.argsort(-evaluation.scores, kind="stable")):
         defect, name = labelled.defects[index], Path(labelled.files.position(int(index))).stem
         sample = labelled.files[int(index)]
-        pictures = [picture(sample)] if sample.image is not None else []
-        if scale is not None and pictures:
+        drawn = pictures(sample)
+        if scale is not None and drawn:
             heat = scale.heat(evaluation.map(int(index)))
             write_png(folder / "maps" / defect / f"{name}.png", (heat * 65535).round().astype(np.uint16))
-            pictures.append(overlay(pictures[0], heat, labelled.mask(int(index), *heat.shape[:2])))
-            drawn = folder / "overlays" / defect / f"{name}.jpg"
-            drawn.parent.mkdir(parents=True, exist_ok=True)
-            drawn.write_bytes(jpeg(pictures[1]))
-        thumbnails = [jpeg(one, side=THUMBNAIL, quality=80) for one in pictures]
+            drawn.append(overlay(drawn[0], heat, labelled.mask(int(index), *heat.shape[:2])))
+            path = folder / "overlays" / defect / f"{name}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(drawn[-1]))
+        thumbnails = [jpeg(one, side=THUMBNAIL, quality=80) for one in drawn]
         cards.setdefault(defect, []).append(_card(evaluation, int(index), name, thumbnails))
         progress("draw", done + 1, len(evaluation.scores), {})
     return cards

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fake_detector import FakeOptions
-from monitor.evaluation.drawing import Scale, jpeg, overlay, picture
+from monitor.evaluation.drawing import UNMEASURED, Scale, jpeg, overlay, pictures
 from monitor.evaluation.evaluate import Evaluation, evaluate
 from monitor.evaluation.layouts import labelled_files, training_files
 from monitor.evaluation.report import write_report
@@ -131,7 +131,7 @@ def test_the_scale_is_the_models_and_not_the_images() -> None:
 
 def test_pictures_of_grey_and_16_bit_and_overlays() -> None:
     grey = Sample(source="s", topic="t", position="1", stream="x", captured=0, received=0, image=np.full((6, 9, 1), 65535, np.uint16))
-    pixels = picture(grey)
+    [pixels] = pictures(grey)
     assert pixels.shape == (6, 9, 3)
     assert pixels.dtype == np.uint8
     assert pixels.min() == 255
@@ -139,6 +139,27 @@ def test_pictures_of_grey_and_16_bit_and_overlays() -> None:
     assert np.array_equal(overlay(pixels, np.zeros((6, 9), np.float32), mask), pixels)  # what is not hot stays as it was
     mask[2:4, 2:4] = True
     assert not np.array_equal(overlay(pixels, np.zeros((6, 9), np.float32), mask), pixels)
+    assert pictures(Sample(source="s", topic="t", position="1", stream="x", captured=0, received=0, waveform=np.ones((1, 9), np.float32))) == []
     small = cv2.imdecode(np.frombuffer(jpeg(np.zeros((300, 600, 3), np.uint8), side=100), np.uint8), cv2.IMREAD_COLOR)
     assert small is not None
     assert small.shape == (50, 100, 3)
+
+
+def test_depth_is_drawn_beside_its_image_or_alone() -> None:
+    depth = np.linspace(0.6, 0.4, 20 * 30, dtype=np.float32).reshape(20, 30)
+    depth[0, 0], depth[5, 5], depth[19, 29] = np.nan, 0, 0.001  # the last, a spike, must not turn all others black
+    image = np.zeros((20, 30, 3), np.uint8)
+    common = {"source": "s", "topic": "t", "position": "1", "stream": "x", "captured": 0, "received": 0}
+    [alone] = pictures(Sample(**common, depth=depth))
+    both = pictures(Sample(**common, image=image, depth=depth))
+    assert np.array_equal(both[0], image)
+    assert np.array_equal(both[1], alone)
+    assert alone.shape == (20, 30, 3)
+    assert tuple(alone[0, 0]) == tuple(alone[5, 5]) == UNMEASURED
+    grey = alone[depth > 0.01]
+    assert (grey == grey[:, :1]).all()
+    assert (np.diff(grey[:, 0].astype(int)) >= 0).all()  # nearer is brighter
+    assert (grey[0, 0], grey[-1, 0]) == (0, 255)
+    for flat in (np.full((4, 5), 0.5, np.float32), np.zeros((4, 5), np.float32), np.full((4, 5), np.nan, np.float32)):
+        [drawn] = pictures(Sample(**common, depth=flat))
+        assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 1
