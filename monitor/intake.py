@@ -303,7 +303,7 @@ class Intake:
         watching = {name: model for name, model in models.items() if any(fnmatchcase(sample.stream, glob) for glob in self._detectors[name].streams)}
         takers = {name: model for name, model in watching.items() if sample.has(model.detector.modality)}
         if watching and not takers:
-            raise BadSample("unsupported", f"{sample.modality} from stream {sample.stream}, whose detectors ({', '.join(watching)}) do not take it")
+            raise BadSample("unsupported", f"{sample.sensors} from stream {sample.stream}, whose detectors ({', '.join(watching)}) do not take it")
         if not watching:
             known = sample.stream in self._unwatched or len(self._unwatched) >= MOST_STREAMS_LOGGED
             self._report("stream_unwatched", quiet=known, source=self._name, stream=sample.stream)

@@ -148,7 +148,7 @@ def _read_all(files: Files, modality: str, progress: Progress) -> list[str]:
         payloads = files.payloads(index)
         found = files.sample(index, payloads)
         if not found.has(modality):
-            raise ConfigError(f"{files.position(index)}: expected {modality}, found {found.modality}")
+            raise ConfigError(f"{files.position(index)}: expected {modality}, found {found.sensors}")
         digests.append(hashlib.sha256(b"".join(payloads)).hexdigest())
         progress("read", index + 1, len(files), {})
     return digests

@@ -89,6 +89,12 @@ class Sample:
         return sensor is not None
 
     @property
+    def sensors(self) -> str:
+        """What it holds, in words: "image", "image and depth", "depth" or "sound"."""
+        named = {"image": self.image, "depth": self.depth, "sound": self.waveform}
+        return " and ".join(name for name, array in named.items() if array is not None)
+
+    @property
     def measured(self) -> NDArray[np.bool_]:
         """(H, W) bool: where there is depth. Only of a sample that has some."""
         assert self.depth is not None

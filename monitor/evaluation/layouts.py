@@ -184,7 +184,7 @@ def _joined(image: Sample, depth: Sample, paths: Sequence[Path]) -> Sample:
     """The two files of one scan -> one sample. Raises ConfigError naming both."""
     where = " and ".join(map(str, paths))
     if image.image is None or image.depth is not None or depth.depth is None or depth.image is not None:
-        raise ConfigError(f"{where}: expected an image and a scan, found {image.modality} and {depth.modality}")
+        raise ConfigError(f"{where}: expected an image and a scan, found {image.sensors} in one and {depth.sensors} in the other")
     if image.image.shape[:2] != depth.depth.shape:
         sizes = [f"{width} x {height}" for height, width in (image.image.shape[:2], depth.depth.shape)]
         raise ConfigError(f"{where}: expected the same width and height, found {sizes[0]} and {sizes[1]}")

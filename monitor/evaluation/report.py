@@ -115,6 +115,8 @@ def _section(defect: str, cards: Sequence[str]) -> str:
 
 def _legend(evaluation: Evaluation) -> str:
     words = "Strangest first within each defect. Framed in red: missed defects and false alarms at the threshold."
+    if evaluation.labelled.files[0].depth is not None:
+        words += " Of depth, near is white and far is black, each scan on a scale of its own; what was not measured is blue."
     if evaluation.maps is None or evaluation.map_threshold is None:
         return words
     scale = Scale(evaluation.map_threshold)

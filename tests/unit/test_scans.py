@@ -132,7 +132,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "other size": (lambda good: _small(good / "xyz" / "004.tiff"), r"rgb/004\.png and .*xyz/004\.tiff: expected the same .* 96 x 96 and 40 x 30"),
     "two images": (
         lambda good: (good / "xyz" / "004.tiff").write_bytes((good / "rgb" / "004.png").read_bytes()),
-        r"rgb/004\.png and .*xyz/004\.tiff: expected an image and a scan, found image and image",
+        r"rgb/004\.png and .*xyz/004\.tiff: expected an image and a scan, found image in one and image in the other",
     ),
     "cut": (lambda good: (good / "xyz" / "004.tiff").write_bytes((good / "xyz" / "004.tiff").read_bytes()[:5000]), r"xyz/004\.tiff: "),
 }
@@ -176,6 +176,7 @@ def test_who_can_look_at_what() -> None:
     }
     for modalities, sample in takers.items():
         assert [one for one in ("image", "rgbd", "sound") if sample.has(one)] == modalities.split()
+    assert [sample.sensors for sample in takers.values()] == ["image", "image and depth", "depth", "sound"]
 
 
 def test_training_evaluation_and_report_take_scans(scans: Path, own: Path, tmp_path: Path) -> None:
@@ -224,4 +225,5 @@ def test_training_evaluation_and_report_take_scans(scans: Path, own: Path, tmp_p
     assert 0 <= figures["aupro"] <= 1
     page = write_report(evaluation, {**figures, "layout": "mvtec3d", "category": "block"}, tmp_path / "report", quiet).read_text()
     assert len(re.findall(r'src="data:image/', page)) == 3 + 3 * 8  # the curves; image, depth and overlay of each scan
+    assert "what was not measured is blue" in page
     assert {path.parent.name for path in (tmp_path / "report" / "overlays").rglob("*.jpg")} == {"good", *DEFECTS}
