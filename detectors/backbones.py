@@ -224,10 +224,7 @@ def load_backbone(name: BackboneName, blocks: Sequence[int], *, weights: Path | 
         backbone = Backbone(name, blocks, sha256)
     backbone.to_empty(device="cpu")
     wanted = backbone.state_dict().keys()
-    try:
-        backbone.load_state_dict({key: value for key, value in own_names(tensors).items() if key in wanted})
-    except RuntimeError as error:
-        raise ConfigError(f"weights: {weights or ARCHITECTURES[name].checkpoint.file} holds no {name}: {error}") from error
+    backbone.load_state_dict({key: value for key, value in own_names(tensors).items() if key in wanted})
     return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

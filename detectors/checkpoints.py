@@ -45,9 +45,10 @@ def read_checkpoint(pin: Checkpoint, path: Path | None = None) -> tuple[dict[str
             if file != shipped(pin) and kept.is_file():
                 return read_kept(kept, pin)
             opened.seek(0)
-            tensors: dict[str, Tensor] = torch.load(opened, map_location="cpu", weights_only=True)
+            published: dict[str, Tensor] = torch.load(opened, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ConfigError(f"weights: {file} cannot be read: {error}") from error
+    tensors = {name: tensor.contiguous() for name, tensor in published.items()}  # kernels stand in TensorFlow's order
     if file != shipped(pin):
         with suppress(OSError):  # a read-only or full disk: the checked checkpoint serves as well, the next time too
             keep(kept, tensors, sha256)
