@@ -93,12 +93,12 @@ def write_messages(folder: Path, *, defect: str = "good", count: int = 10, side:
     for number in range(count):
         one = scan(defect, side=side, seed=_seed(seed, "test", defect, number))
         written.append(folder / f"{number:03}.npz")
-        written[-1].write_bytes(message(image=one.image, xyz=one.xyz))
+        written[-1].write_bytes(npz(image=one.image, xyz=one.xyz))
     return written
 
 
-def message(**arrays: NDArray[np.generic]) -> bytes:
-    """An NPZ payload."""
+def npz(**arrays: NDArray[np.generic]) -> bytes:
+    """A payload of `image` with `xyz` or `depth`."""
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()

@@ -27,6 +27,7 @@ from monitor.telemetry import Telemetry
 from monitor.topology import PipelineSettings
 from monitor.training import Job, train
 from monitor.types import Message
+from scans import npz
 
 pytestmark = pytest.mark.anyio
 numbers = itertools.count()
@@ -153,6 +154,21 @@ async def test_bad_input_goes_to_the_dead_letter_byte_for_byte(tmp_path):
     assert sorted(letter.reason for letter in line.dead.letters) == ["empty", "too_large", "undecodable", "undecodable"]
     assert len(line.ids("score")) == 2
     assert line.telemetry.count("dead_lettered") == 4
+
+
+async def test_a_detector_of_images_sees_the_image_of_a_scan_and_takes_no_depth_alone(tmp_path):
+    line = Line(tmp_path)
+    image = cv2.imdecode(np.frombuffer(picture(1, defect=True), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    depth = np.random.default_rng(1).random((32, 32), np.float32)
+    line.put(npz(image=image, depth=depth), cv2.imencode(".tiff", depth)[1].tobytes(), picture(2))
+    async with line.running():
+        await until(lambda: line.source.settled == positions(line.source))
+
+    assert sorted(event["data"]["modality"] for event in line.sink.events if event["type"] == "monitor.score.v1") == ["image", "rgbd"]
+    assert len(line.ids("alert")) == 1
+    [letter] = line.dead.letters
+    assert letter.reason == "unsupported"
+    assert "depth from stream press, whose detectors (bottle0) do not take it" in letter.error
 
 
 @pytest.mark.parametrize("corner", [RAISES, NAN])
