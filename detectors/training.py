@@ -34,22 +34,26 @@ Loss = Callable[[nn.Module, Tensor], Tensor]
 class Recipe:
     """Adam with L2 `weight_decay`; the rate is halved after `plateau` epochs without a better held-out loss.
 
-    Training ends after `epochs`, or after `patience` epochs without a better one. `clip`: largest L2 norm of the gradient.
+    Training ends after `epochs`, or after `patience` epochs without a better one, with the best weights; without patience after all
+    epochs, with the last. `cosine`: the rate rises over the first twentieth of all steps and then falls to 0 along a cosine.
+    An epoch passes over the data `passes` times. `clip`: largest L2 norm of the gradient.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
-    plateau: int
-    patience: int
+    plateau: int | None
+    patience: int | None
     clip: float | None
     mixed_precision: bool
+    cosine: bool = False
+    passes: int = 1
 
 
 @dataclass(slots=True)
 class History:
-    """How a training went, epoch by epoch. `best` is the epoch (from 1) whose weights the network has in the end."""
+    """How a training went, epoch by epoch. `best` is the epoch (from 1) with the lowest held-out loss."""
 
     train_loss: list[float] = field(default_factory=list)
     held_out_loss: list[float] = field(default_factory=list)
@@ -81,47 +85,55 @@ def train(
     seed: int,
     device: torch.device,
     progress: Progress,
+    phase: str = "train",
 ) -> History:
-    """Trains `network` in place, on `device`, and leaves it with its best weights; goes on from the checkpoint in `folder`.
+    """Trains `network` in place, on `device`; goes on from the checkpoint in `folder`.
 
-    training, held_out: (N, ...) of any type, on the CPU; `loss` makes what it needs of a batch of them.
+    training, held_out: (N, ...) of any type, on the CPU, where they stay; `loss` makes what it needs of a batch of them, on `device`.
     Raises ConfigError when `folder` holds a checkpoint of another training, or when the loss is not finite.
     """
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    identity = _identity(network, training, held_out, recipe, seed)
+    run = _Run(network, loss, recipe, device)
+    run.identity, run.path = _identity(network, training, held_out, recipe, seed), folder / CHECKPOINT
     with watched(device):
-        return _Run(network, loss, recipe, folder / CHECKPOINT, identity).complete(training.to(device), held_out.to(device), seed, progress)
+        return run.complete(training, held_out, seed, progress, phase)
 
 
 class _Run:
-    def __init__(self, network: nn.Module, loss: Loss, recipe: Recipe, path: Path, identity: str) -> None:
-        self.network, self.loss, self.recipe, self.path, self.identity = network, loss, recipe, path, identity
+    path: Path
+    identity: str
+
+    def __init__(self, network: nn.Module, loss: Loss, recipe: Recipe, device: torch.device) -> None:
+        self.network, self.loss, self.recipe, self.device = network, loss, recipe, device
         self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.scheduler = ReduceLROnPlateau(self.optimizer, factor=0.5, patience=recipe.plateau)
-        self.best = _copied(network.state_dict())
+        self.scheduler = None if recipe.plateau is None else ReduceLROnPlateau(self.optimizer, factor=0.5, patience=recipe.plateau)
+        self.best = {} if recipe.patience is None else _copied(network.state_dict())
         self.history = History()
 
-    def complete(self, training: Tensor, held_out: Tensor, seed: int, progress: Progress) -> History:
+    def complete(self, training: Tensor, held_out: Tensor, seed: int, progress: Progress, phase: str) -> History:
         self.resume()
         history, recipe = self.history, self.recipe
         spent = history.seconds
         started = time.monotonic()
-        while history.epochs < recipe.epochs and history.epochs - history.best < recipe.patience:
-            with seeded(training.device, seed, "epoch", history.epochs):
+        while history.epochs < recipe.epochs and (recipe.patience is None or history.epochs - history.best < recipe.patience):
+            with seeded(self.device, seed, "epoch", history.epochs):
                 train_loss = self.learn(training)
                 held_out_loss = self.measure(held_out)
             if not math.isfinite(train_loss) or not math.isfinite(held_out_loss):
                 raise ConfigError(f"learning_rate: the loss is not finite after epoch {history.epochs + 1}: expected a lower rate")
             if held_out_loss < min(history.held_out_loss, default=math.inf):
                 history.best = history.epochs + 1
-                self.best = _copied(self.network.state_dict())
+                if recipe.patience is not None:
+                    self.best = _copied(self.network.state_dict())
             history.train_loss.append(train_loss)
             history.held_out_loss.append(held_out_loss)
-            self.scheduler.step(held_out_loss)
+            if self.scheduler is not None:
+                self.scheduler.step(held_out_loss)
             history.seconds = spent + time.monotonic() - started
             self.checkpoint()
-            progress("train", history.epochs, recipe.epochs, {"loss": train_loss, "held_out": held_out_loss, "best": history.best})
-        self.network.load_state_dict(self.best)
+            progress(phase, history.epochs, recipe.epochs, {"loss": train_loss, "held_out": held_out_loss, "best": history.best})
+        if self.best:
+            self.network.load_state_dict(self.best)
         self.network.eval()
         return history
 
@@ -129,32 +141,41 @@ class _Run:
         """One epoch: shuffled batches, the last one dropped unless it is the only one. Returns the mean loss."""
         self.network.train()
         size = min(self.recipe.batch_size, len(training))
-        order = torch.randperm(len(training)).to(training.device)
-        total = torch.zeros((), device=training.device)
         batches = len(training) // size
-        for index in torch.split(order[: batches * size], size):
-            with self.precision(training.device):
-                loss = self.loss(self.network, training[index])
+        order = torch.cat([torch.randperm(len(training))[: batches * size] for _ in range(self.recipe.passes)])
+        total = torch.zeros((), device=self.device)
+        for step, index in enumerate(torch.split(order, size)):
+            if self.recipe.cosine:
+                self.follow_cosine((self.history.epochs + step * size / len(order)) / self.recipe.epochs)
+            with self.precision():
+                loss = self.loss(self.network, training[index].to(self.device))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.recipe.clip is not None:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
             self.optimizer.step()
             total += loss.detach()
-        return float(total) / batches
+        return float(total) * size / len(order)
+
+    def follow_cosine(self, done: float) -> None:
+        """The rate after the share `done` of all steps."""
+        rising = 0.05
+        share = (done + 1e-3) / rising if done < rising else 0.5 * (1 + math.cos(math.pi * (done - rising) / (1 - rising)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * min(1.0, share)
 
     def measure(self, held_out: Tensor) -> float:
         """Mean loss over the held-out samples, each counted once."""
         self.network.eval()
         total = 0.0
-        with torch.no_grad(), self.precision(held_out.device):
+        with torch.no_grad(), self.precision():
             for batch in torch.split(held_out, self.recipe.batch_size):
-                total += float(self.loss(self.network, batch)) * len(batch)
+                total += float(self.loss(self.network, batch.to(self.device))) * len(batch)
         return total / len(held_out)
 
-    def precision(self, device: torch.device) -> torch.autocast:
+    def precision(self) -> torch.autocast:
         """bf16 where it is asked for and computed in hardware: it has fp32's range, so no loss scaling is needed."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.recipe.mixed_precision and has_bf16(device))
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.mixed_precision and has_bf16(self.device))
 
     def checkpoint(self) -> None:
         """One file, written beside and moved into place: a kill leaves the one before. Tensors, and the rest as JSON in its header."""
@@ -165,7 +186,7 @@ class _Run:
         facts = {
             "identity": self.identity,
             "groups": state["param_groups"],
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "history": asdict(self.history),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +208,8 @@ class _Run:
         self.network.load_state_dict({name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")})
         self.best = {name.removeprefix("best."): v for name, v in tensors.items() if name.startswith("best.")}
         self.optimizer.load_state_dict({"state": self._slots(tensors), "param_groups": facts["groups"]})
-        self.scheduler.load_state_dict(facts["scheduler"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(facts["scheduler"])
         self.history = History(**facts["history"])
 
     def _slots(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
