@@ -1,15 +1,45 @@
 """Synthetic defects on normal images: to choose without labels what no normal image can tell apart, e.g. which score to use."""
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
+from monitor.ports import Progress
 from monitor.types import FloatArray
 
 KINDS = ("patch", "blob", "scratch", "smear")
+DEFECTS = 200
+One = TypeVar("One")
+
+
+def synthetic_auroc(
+    normals: Sequence[One],
+    damaged: Callable[[One, One, Generator], One],
+    score: Callable[[One], Mapping[str, float]],
+    seed: int,
+    progress: Progress,
+) -> dict[str, float]:
+    """Image AUROC of each score: held-out normals against at least DEFECTS of them with a synthetic defect.
+
+    `damaged(normal, another, random)` draws one.
+    """
+    random = np.random.default_rng(seed)
+    count = max(DEFECTS, len(normals))
+    values: dict[str, list[float]] = {}
+    for index in range(len(normals) + count):
+        one = normals[index % len(normals)]
+        if index >= len(normals):
+            one = damaged(one, normals[int(random.integers(len(normals)))], random)
+        for name, value in score(one).items():
+            values.setdefault(name, []).append(value)
+        progress("choose score", index + 1, len(normals) + count, {})
+    labels = [0] * len(normals) + [1] * count
+    return {name: float(roc_auc_score(labels, value)) for name, value in values.items()}
 
 
 def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -40,6 +70,17 @@ def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[Flo
     changed = np.clip((1 - weight) * image + weight * paint, 0, 1).astype(np.float32)
     mask = np.abs(changed - image).max(axis=2) > 2 / 255
     return changed, mask
+
+
+def dent(depth: FloatArray, inside: NDArray[np.bool_], random: Generator) -> FloatArray:
+    """A normal relief (H, W) in centimetres with one dent or bump of 1 to 6 mm, somewhere `inside`, where there must be something."""
+    height, width = depth.shape
+    rows, columns = np.nonzero(inside)
+    shape = np.zeros_like(depth)
+    while not (shape[rows, columns] > 0.5).any():
+        shape = _blurred(_region(height, width, random), 1.0) * inside
+    changed: FloatArray = depth + np.float32(random.choice((-1, 1)) * random.uniform(0.1, 0.6)) * shape
+    return changed
 
 
 def _region(height: int, width: int, random: Generator) -> FloatArray:

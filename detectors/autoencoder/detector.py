@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from detectors.autoencoder.networks import AutoencoderNetwork
@@ -20,14 +20,13 @@ from detectors.devices import choose_device, choose_precision, has_bf16, watched
 from detectors.heatmap import AtSentSize, smooth, with_border, without_border
 from detectors.images import Pixels, as_unit, square_rgb, stacked
 from detectors.inference import Arriving, Upload, made_fast
-from detectors.synthesis import defect
+from detectors.synthesis import defect, synthetic_auroc
 from detectors.training import History, Recipe, seeded, train
 from monitor.errors import ConfigError, ModelRefused
 from monitor.ports import Progress
 from monitor.types import Batch, FloatArray, Sample, Scores
 
 SCORES: tuple[Score, ...] = ("l1_topk", "l1", "ssim")  # of equal ones, auto takes the first
-DEFECTS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +69,17 @@ class Autoencoder:
         if options.epochs is None:
             longer = stretched(preset, len(training))
             preset = replace(longer, patience=options.patience or longer.patience)
-        shared = {name.name: getattr(preset, name.name) for name in fields(Recipe)}
-        history = train(
-            network, reconstruction_loss, learn, spare, recipe=Recipe(**shared), folder=folder, seed=seed, device=place, progress=progress
+        recipe = Recipe(
+            epochs=preset.epochs,
+            batch_size=preset.batch_size,
+            learning_rate=preset.learning_rate,
+            weight_decay=preset.weight_decay,
+            plateau=preset.plateau,
+            patience=preset.patience,
+            clip=preset.clip,
+            mixed_precision=preset.mixed_precision,
         )
+        history = train(network, reconstruction_loss, learn, spare, recipe=recipe, folder=folder, seed=seed, device=place, progress=progress)
         with watched(place):
             figures = choose_score(network, spare.to(place), preset.border, seed, progress)
         best = max(SCORES, key=lambda score: figures[score])
@@ -206,25 +212,20 @@ def scores(images: Tensor, reconstructions: Tensor, names: Sequence[Score], bord
     return named
 
 
-@torch.inference_mode()
 def choose_score(network: nn.Module, held_out: Tensor, border: int, seed: int, progress: Progress) -> dict[str, float]:
     """Image AUROC of each score: held-out normals (N, 3, S, S) against synthetic defects drawn on them."""
-    random = np.random.default_rng(seed)
-    normals = [as_unit(image[None])[0].permute(1, 2, 0).cpu().numpy() for image in held_out]
-    defects = []
-    for index in range(max(DEFECTS, len(normals))):
-        image, other = normals[index % len(normals)], normals[random.integers(len(normals))]
+
+    def damaged(image: FloatArray, other: FloatArray, random: Generator) -> FloatArray:
         changed, _ = defect(image, other, random)
-        defects.append(np.round(changed * 255) / 255 if held_out.dtype == torch.uint8 else changed)
-    values: dict[str, list[float]] = {name: [] for name in SCORES}
-    images = (*normals, *defects)
-    for index, image in enumerate(images):
-        pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None].to(held_out.device)
-        for name, value in scores(pixels, network(pixels), SCORES, border).items():
-            values[name].append(float(value))
-        progress("choose score", index + 1, len(images), {})
-    labels = [0] * len(normals) + [1] * len(defects)
-    return {name: float(roc_auc_score(labels, value)) for name, value in values.items()}
+        return (np.round(changed * 255) / np.float32(255)) if held_out.dtype == torch.uint8 else changed
+
+    @torch.inference_mode()
+    def score(image: FloatArray) -> dict[str, float]:
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(held_out.device)
+        return {name: float(value) for name, value in scores(pixels, network(pixels), SCORES, border).items()}
+
+    normals = [as_unit(image[None])[0].permute(1, 2, 0).cpu().numpy() for image in held_out]
+    return synthetic_auroc(normals, damaged, score, seed, progress)
 
 
 def facts(history: History) -> dict[str, Any]:
