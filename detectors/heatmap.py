@@ -59,6 +59,11 @@ def with_border(maps: Tensor, border: int) -> Tensor:
     return functional.pad(maps[:, None], (border,) * 4, mode="replicate")[:, 0]
 
 
+def enlarged(maps: Tensor, scale: int) -> Tensor:
+    """(B, h, w) -> (B, scale h, scale w) along cubics, which may overshoot a little."""
+    return functional.interpolate(maps[:, None], scale_factor=scale, mode="bicubic", align_corners=False)[:, 0]
+
+
 class AtSentSize(Sequence[FloatArray]):
     """Maps (B, S, S) of images of `sizes` (height, width), each enlarged when it is asked for."""
 

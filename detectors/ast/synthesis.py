@@ -1,0 +1,42 @@
+"""Synthetic defects on what this detector takes of a sample: on its image, in its relief, or in one of both."""
+
+import numpy as np
+from numpy.random import Generator
+
+from detectors.ast.depth import Scan
+from detectors.ast.features import View
+from detectors.images import Pixels, resize
+from detectors.synthesis import defect, dent
+from monitor.types import FloatArray
+
+TRIES = 20
+"""Defects that miss the foreground are drawn again so often: behind it none can be found."""
+
+
+def damaged(normal: View, other: View, random: Generator) -> View:
+    """A normal view with one defect drawn at random; `other`, a second normal, lends texture."""
+    if normal.scan is None:
+        assert normal.pixels is not None
+        assert other.pixels is not None
+        return View(pixels=stained(normal.pixels, other.pixels, None, random), scan=None)
+    if normal.pixels is None or random.random() < 0.5:
+        inside = resize(normal.scan.mask, *normal.scan.depth.shape) > 0.5
+        return View(pixels=normal.pixels, scan=Scan(dent(normal.scan.depth, inside, random), normal.scan.mask))
+    assert other.pixels is not None
+    return View(pixels=stained(normal.pixels, other.pixels, normal.scan.mask, random), scan=normal.scan)
+
+
+def stained(pixels: Pixels, other: Pixels, foreground: FloatArray | None, random: Generator) -> Pixels:
+    """(S, S, 3) -> the same, of the same type; the defect lies at least partly on the foreground (g, g)."""
+    inside = None if foreground is None else resize(foreground, *pixels.shape[:2]) > 0.5
+    image, texture = unit(pixels), unit(other)
+    for _ in range(TRIES):
+        changed, where = defect(image, texture, random)
+        if inside is None or (where & inside).any():
+            break
+    return np.round(changed * 255).astype(np.uint8) if pixels.dtype == np.uint8 else changed
+
+
+def unit(pixels: Pixels) -> FloatArray:
+    """-> float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels
