@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.ast.depth import UNSHUFFLE, Scan
-from detectors.ast.features import View, cached_features, features, view
+from detectors.ast.features import FeatureFile, View, cached_features, features, view
 from detectors.ast.model import SCORES, Pair, Settings, named_scores, read_model, save_model
 from detectors.ast.networks import Subnetwork
 from detectors.ast.options import PRESETS, AstOptions, Preset
@@ -68,9 +68,10 @@ class Ast:
             if backbone is not None:
                 backbone.to(place)
             self._backbone, self._settings, self._upload = backbone, settings, Upload(place)
-            learn = self._features(training, folder / "training.npy", options.feature_cache, "features", progress)
-            left = options.feature_cache - learn.nbytes
-            spare = self._features(held_out, folder / "held_out.npy", left, "features of held-out", progress)
+            learning = self._features(training, folder / "training.npy", options.feature_cache, "features", progress)
+            left = options.feature_cache - learning.rows.nbytes
+            sparing = self._features(held_out, folder / "held_out.npy", left, "features of held-out", progress)
+            learn, spare = learning.tensor(), sparing.tensor()
             with seeded(torch.device("cpu"), seed, "networks"):
                 pair = Pair(settings)
             if preset.standardise:
@@ -92,6 +93,8 @@ class Ast:
         return {
             "options": asdict(preset) | asdict(self._settings),
             "synthetic_auroc": figures,
+            "epochs": taught.epochs + repeated.epochs,
+            "seconds": learning.seconds + sparing.seconds + taught.seconds + repeated.seconds,
             "teacher": facts(taught),
             "student": facts(repeated),
             "parameters": {"teacher": count(pair.teacher), "student": count(pair.student), "backbone": 0 if backbone is None else count(backbone)},
@@ -188,7 +191,7 @@ class Ast:
             distances, likelihoods = self._pair.distances(*self._inputs(inputs))
             return smooth(distances, self._settings.smoothing), likelihoods
 
-    def _features(self, samples: Sequence[Sample], path: Path, most: int, phase: str, progress: Progress) -> Tensor:
+    def _features(self, samples: Sequence[Sample], path: Path, most: int, phase: str, progress: Progress) -> FeatureFile:
         """(N, C, g, g), with depth (N, C + 1, g, g) whose last channel is the mask; on the CPU, mapped from the disk."""
         settings = self._settings
         assert settings is not None

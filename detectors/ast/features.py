@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def on_grid(level: Tensor, grid: int) -> Tensor:
 class FeatureFile:
     """Rows of fp32 features in one file, of known content: one that was computed for the same view is not computed again.
 
-    `<name>.npy` holds the rows, `<name>.json` a line with what decides them, then one line per finished row.
+    `<name>.npy` holds the rows, `<name>.json` a line with what decides them, then one line per finished row: its number, digest and seconds.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], decided_by: object) -> None:
@@ -82,9 +83,11 @@ class FeatureFile:
         self._index = path.with_suffix(".json")
         head = json.dumps([shape, decided_by])
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self._index.read_text().split("\n")[:-1] if self._index.exists() else []  # a torn last line does not count
+        lines = self._whole_lines()
         kept = bool(lines) and lines[0] == head and path.exists()
-        self._done = dict(json.loads(line) for line in lines[1:]) if kept else {}
+        self._done: dict[int, tuple[str, float]] = {}
+        for row, digest, seconds in map(json.loads, lines[1:] if kept else []):
+            self._done[row] = digest, seconds
         if not kept:
             self._index.unlink(missing_ok=True)  # first: it would vouch for rows that are not there
         self.rows = np.lib.format.open_memmap(path, mode="r+" if kept else "w+", dtype=np.float32, shape=None if kept else shape)
@@ -92,15 +95,33 @@ class FeatureFile:
             self._index.write_text(head + "\n")
 
     def holds(self, row: int, digest: str) -> bool:
-        return self._done.get(row) == digest
+        return row in self._done and self._done[row][0] == digest
 
-    def write(self, first: int, rows: Tensor, digests: Sequence[str]) -> None:
+    @property
+    def seconds(self) -> float:
+        """What all rows took together, in this process and those before."""
+        return sum(seconds for _, seconds in self._done.values())
+
+    def write(self, first: int, rows: Tensor, digests: Sequence[str], seconds: float) -> None:
+        """`seconds`: what these rows took together."""
+        done = {first + offset: (digest, seconds / len(digests)) for offset, digest in enumerate(digests)}
         self.rows[first : first + len(rows)] = rows.cpu().numpy()
         self.rows.flush()
         with self._index.open("a") as index:
-            index.writelines(json.dumps([first + offset, digest]) + "\n" for offset, digest in enumerate(digests))
+            index.writelines(json.dumps([row, *facts]) + "\n" for row, facts in done.items())
             index.flush()
             os.fsync(index.fileno())
+        self._done |= done
+
+    def _whole_lines(self) -> list[str]:
+        """Of the index; a last line that a kill left torn is cut off, lest the next one is written behind it."""
+        if not self._index.exists():
+            return []
+        content = self._index.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(self._index, len(whole))
+        return whole.decode().splitlines()
 
     def tensor(self) -> Tensor:
         """(N, ...), read from the disk as it is used."""
@@ -119,7 +140,7 @@ def cached_features(
     compute: Callable[[Sequence[View]], Tensor],
     phase: str,
     progress: Progress,
-) -> Tensor:
+) -> FeatureFile:
     """(N, channels, grid, grid) fp32 on the disk: `compute` of batches of what is `seen`. Raises ConfigError beyond `most` bytes.
 
     Batches are always the same, so that a row does not depend on where an interrupted computation went on.
@@ -130,12 +151,14 @@ def cached_features(
         raise ConfigError(f"feature_cache: {most} bytes: the features of {len(samples)} images need {needed}")
     file = FeatureFile(path, shape, decided_by)
     for first, batch in _batches(samples):
+        started = time.monotonic()
         views = [seen(sample) for sample in batch]
         digests = [one.digest() for one in views]
         if not all(file.holds(first + offset, digest) for offset, digest in enumerate(digests)):
-            file.write(first, compute(views), digests)
+            rows = compute(views)
+            file.write(first, rows, digests, time.monotonic() - started)
         progress(phase, first + len(views), len(samples), {})
-    return file.tensor()
+    return file
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[tuple[int, list[Sample]]]:
