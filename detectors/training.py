@@ -36,7 +36,7 @@ class Recipe:
 
     Training ends after `epochs`, or after `patience` epochs without a better one, with the best weights; without patience after all
     epochs, with the last. `cosine`: the rate rises over the first twentieth of all steps and then falls to 0 along a cosine.
-    An epoch passes over the data `passes` times. `clip`: largest L2 norm of the gradient.
+    An epoch is one pass over the data, or as many and parts of one as make `steps`. `clip`: largest L2 norm of the gradient.
     """
 
     epochs: int
@@ -48,7 +48,7 @@ class Recipe:
     clip: float | None
     mixed_precision: bool
     cosine: bool = False
-    passes: int = 1
+    steps: int = 1
 
 
 @dataclass(slots=True)
@@ -141,12 +141,14 @@ class _Run:
         """One epoch: shuffled batches, the last one dropped unless it is the only one. Returns the mean loss."""
         self.network.train()
         size = min(self.recipe.batch_size, len(training))
-        batches = len(training) // size
-        order = torch.cat([torch.randperm(len(training))[: batches * size] for _ in range(self.recipe.passes)])
+        whole = len(training) // size
+        steps = max(whole, self.recipe.steps)
+        passes = math.ceil(steps / whole)
+        order = torch.cat([torch.randperm(len(training))[: whole * size] for _ in range(passes)])[: steps * size]
         total = torch.zeros((), device=self.device)
         for step, index in enumerate(torch.split(order, size)):
             if self.recipe.cosine:
-                self.follow_cosine((self.history.epochs + step * size / len(order)) / self.recipe.epochs)
+                self.follow_cosine((self.history.epochs + step / steps) / self.recipe.epochs)
             with self.precision():
                 loss = self.loss(self.network, training[index].to(self.device))
             self.optimizer.zero_grad(set_to_none=True)
@@ -155,7 +157,7 @@ class _Run:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
             self.optimizer.step()
             total += loss.detach()
-        return float(total) * size / len(order)
+        return float(total) / steps
 
     def follow_cosine(self, done: float) -> None:
         """The rate after the share `done` of all steps."""

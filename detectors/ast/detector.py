@@ -1,6 +1,5 @@
 """AST as a detector: how far the student is from the teacher is how strange a place is."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -80,8 +79,7 @@ class Ast:
         self._pair = pair.eval()
 
         def learnt(phase: str, network: nn.Module, loss: Loss, epochs: int) -> History:
-            where = folder / phase
-            recipe = self._recipe(epochs, len(training))
+            where, recipe = folder / phase, self._recipe(epochs)
             return train(network, loss, learn, spare, recipe=recipe, folder=where, seed=seed, device=place, progress=progress, phase=phase)
 
         taught = learnt("teacher", pair.teacher, lambda _, batch: pair.likelihood(*parted(batch, settings)).mean(), preset.teacher_epochs)
@@ -214,9 +212,8 @@ class Ast:
             progress=progress,
         )
 
-    def _recipe(self, epochs: int, images: int) -> Recipe:
+    def _recipe(self, epochs: int) -> Recipe:
         preset = self._preset
-        steps = max(1, images // preset.batch_size)  # of one pass
         return Recipe(
             epochs=epochs,
             batch_size=preset.batch_size,
@@ -227,7 +224,7 @@ class Ast:
             clip=preset.clip,
             mixed_precision=preset.mixed_precision,
             cosine=preset.cosine,
-            passes=math.ceil(preset.steps / steps),
+            steps=preset.steps,
         )
 
     def _score_synthetic(self, held_out: Sequence[Sample], seed: int, progress: Progress) -> dict[str, float]:
