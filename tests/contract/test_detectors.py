@@ -1,9 +1,10 @@
 """What monitor.ports.Detector promises, of every registered kind, on every device. A kind that is not in CASES fails."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,41 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import detectors.synthesis
+from detectors.ast.options import PRESETS
 from monitor.errors import BadSample, ConfigError, ModelRefused
 from monitor.ports import Detector
 from monitor.registry import kinds, options_class, resolve
-from monitor.types import Batch, Sample, Scores
+from monitor.types import Batch, FloatArray, Sample, Scores
 
+AST = {"backbone": "efficientnet_lite2", "blocks": (2, 6), "resolution": 64, "stride": 8, "teacher_width": 8, "student_width": 16}
+AST |= {"teacher_epochs": 3, "student_epochs": 3, "batch_size": 4, "learning_rate": 1e-3}
 CASES: dict[str, list[dict[str, Any]]] = {
     "autoencoder": [
         {"variant": "baseline", "resolution": 32, "epochs": 3, "batch_size": 4, "border": 2, "smoothing": 1.0, "map": "ssim"},
         {"variant": "multiscale", "resolution": 32, "epochs": 3, "batch_size": 4, "border": 2, "smoothing": 1.0},
     ],
+    "ast": [
+        {**AST, "mode": "rgb", "stride": 16},
+        {**AST, "mode": "depth", "preset": "paper", "smoothing": 0.5},
+        {**AST, "mode": "rgb+depth", "preset": "paper", "standardise": True},
+        {**AST, "mode": "rgb", "preset": "paper", "standardise": True, "student": "flow", "positional_encoding": False},
+    ],
 }
 """kind -> options small enough to be trained in seconds on CPU; every variant of a kind is one entry."""
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"resolution": 64, "border": 0},
+    "ast": {"resolution": 128, "stride": 32, "blocks": (4,), "teacher_width": 4, "student_width": 8, "clamp": 1.0, "smoothing": 2.0},
+}
+"""kind -> options that would score otherwise, but that those in a model's folder outweigh."""
+
 TOLERANCE = 1e-4  # of one precision, relative: alone, in any batch, saved and loaded
-ACROSS = 0.02  # between precisions, relative
+ACROSS = {"autoencoder": 0.02, "ast": 0.08}
+"""kind -> between precisions, relative. Of AST's scores the mean stays within 0.02 too (0.013 at most over 4 seeds of each case), but others look at
+few positions, even one, and there nothing averages out what bf16 rounds in the backbone (0.034 at most)."""
+LIKELIHOODS = frozenset({"teacher_mean", "teacher_max"})
+"""Scores that cross 0: their largest counts, where of others each counts by itself."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +61,46 @@ class Case:
         detector: Detector = resolve(options.implementation)(options)
         return detector
 
+    @property
+    def sensors(self) -> set[str]:
+        """What its samples hold: "image", "depth" or both."""
+        return {"image" if part == "rgb" else part for part in self.options.get("mode", "rgb").split("+")}
+
+    def sample(self, image: np.ndarray[Any, Any], position: str) -> Sample:
+        """What this case looks at: the image, a relief of its height and width, or both."""
+        depth = relief(*image.shape[:2], seed=list(position.encode()))
+        return sample(image if "image" in self.sensors else None, position, depth=depth if "depth" in self.sensors else None)
+
+    def normals(self, count: int, seed: int) -> list[Sample]:
+        return [self.sample(image, f"{seed}-{index}") for index, image in enumerate(images(count, seed))]
+
 
 def sample(image: np.ndarray[Any, Any] | None, position: str, **sensors: Any) -> Sample:
     return Sample(source="test", topic="t", position=position, stream="s", captured=0.0, received=0.0, image=image, **sensors)
 
 
-def normals(count: int, seed: int) -> list[Sample]:
-    """Images (48, 40, 3): two soft waves and a little noise."""
+def images(count: int, seed: int) -> list[np.ndarray[Any, Any]]:
+    """(48, 40, 3): two soft waves and a little noise."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:48, :40]
     found = []
-    for index in range(count):
+    for _ in range(count):
         phase = random.uniform(0, 6)
         waves = 120 + 50 * np.sin(rows / 7 + phase) + 40 * np.cos(columns / 5 - phase)
         image = waves[..., None] * [1.0, 0.8, 0.6] + random.normal(0, 4, (48, 40, 3))
-        found.append(sample(np.clip(image, 0, 255).astype(np.uint8), f"{seed}-{index}"))
+        found.append(np.clip(image, 0, 255).astype(np.uint8))
     return found
+
+
+def relief(height: int, width: int, seed: Sequence[int]) -> FloatArray:
+    """(height, width) in metres: a tilted table at 0.5 m, in its middle a block 3 cm high with a wave on top; a little noise, some pixels missing."""
+    random = np.random.default_rng(seed)
+    down, across = np.meshgrid((np.arange(height) + 0.5) / height - 0.5, (np.arange(width) + 0.5) / width - 0.5, indexing="ij")
+    top = 0.03 + 0.003 * np.sin(9 * across + 7 * down + random.uniform(0, 6))
+    depth = 0.5 + 0.02 * down + 0.01 * across - np.where(np.maximum(np.abs(down), np.abs(across)) < 0.36, top, 0)
+    depth += random.normal(0, 1e-4, depth.shape)
+    depth[random.random(depth.shape) < 0.02] = 0
+    return depth.astype(np.float32)
 
 
 def silent(phase: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
@@ -63,8 +108,8 @@ def silent(phase: str, step: int, steps: int, figures: Mapping[str, float]) -> N
     assert 1 <= step <= steps
 
 
-def fit(detector: Detector, folder: Path, device: str, progress: Callable[..., None] = silent, seed: int = 5) -> Mapping[str, Any]:
-    return detector.fit(normals(12, 1), normals(4, 2), folder, seed=seed, device=device, progress=progress)
+def fit(case: Case, detector: Detector, folder: Path, progress: Callable[..., None] = silent, seed: int = 5) -> Mapping[str, Any]:
+    return detector.fit(case.normals(12, 1), case.normals(4, 2), folder, seed=seed, device=case.device, progress=progress)
 
 
 def score(detector: Detector, samples: Sequence[Sample], *, every: bool = False) -> Scores:
@@ -91,7 +136,8 @@ def all_cases() -> list[Any]:
             for device in ("cpu", "cuda"):
                 missing = device == "cuda" and not torch.cuda.is_available()
                 mark = [pytest.mark.skip(reason="no CUDA device")] if missing else []
-                found.append(pytest.param(Case(kind, options, device), id=f"{kind}-{options.get('variant', number)}-{device}", marks=mark))
+                variant = [options[name] for name in ("variant", "mode", "student") if name in options] or [str(number)]
+                found.append(pytest.param(Case(kind, options, device), id="-".join([kind, *variant, device]), marks=mark))
     return found
 
 
@@ -104,25 +150,69 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    """What no option shortens: here it does not matter which score is chosen, nor how well it was learnt."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detectors.synthesis, "DEFECTS", 20)
+        patch.setitem(PRESETS, "cpu", replace(PRESETS["cpu"], steps=6))
+        yield
+
+
 @pytest.fixture(scope="module", params=all_cases())
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.param
     return found
 
 
+class Killed(BaseException):
+    pass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of `progress`."""
+
+    phase: str
+    step: int
+    epoch: bool
+    """Of a network's training, which may have several: it tells a loss."""
+
+
+@dataclass
+class Watch:
+    """A `progress` that remembers what it was told, and where the training is killed."""
+
+    end: Step | None = None
+    told: list[Step] = field(default_factory=list)
+
+    def __call__(self, phase: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        silent(phase, step, steps, figures)
+        self.told.append(Step(phase, step, "loss" in figures))
+        if self.told[-1] == self.end:
+            raise Killed
+
+    @property
+    def epochs(self) -> list[Step]:
+        return [step for step in self.told if step.epoch]
+
+
 @dataclass(frozen=True)
 class Trained:
     folder: Path
     info: Mapping[str, Any]
+    work: Path
+    """Where it was fitted, as the fit left it."""
+    watch: Watch
 
 
 @pytest.fixture(scope="module")
 def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
-    detector = case.new()
-    info = fit(detector, folder / "work", case.device)
+    detector, watch = case.new(), Watch()
+    info = fit(case, detector, folder / "work", watch)
     detector.save(folder / "model")
-    return Trained(folder / "model", info)
+    return Trained(folder / "model", info, folder / "work", watch)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +231,8 @@ def test_what_fit_tells_fits_in_a_manifest(trained: Trained) -> None:
     told = json.loads(json.dumps(dict(trained.info), allow_nan=False))
     assert told["seed"] == 5
     assert {"options", "epochs", "seconds", "device"} <= set(told)
+    assert told["epochs"] == len(trained.watch.epochs)
+    assert told["seconds"] > 0
 
 
 def test_the_folder_holds_nothing_executable(trained: Trained) -> None:
@@ -150,7 +242,7 @@ def test_the_folder_holds_nothing_executable(trained: Trained) -> None:
 def test_the_same_seed_gives_the_same_model(case: Case, trained: Trained, tmp_path: Path) -> None:
     detector = case.new()
     torch.manual_seed(99)  # what the process drew before must not matter
-    fit(detector, tmp_path / "work", case.device)
+    fit(case, detector, tmp_path / "work")
     detector.save(tmp_path / "model")
     assert_same_model(trained.folder, tmp_path / "model", case.device)
 
@@ -159,38 +251,45 @@ def test_training_leaves_the_process_random_numbers_alone(case: Case, tmp_path: 
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    fit(case.new(), tmp_path, case.device)
+    fit(case, case.new(), tmp_path)
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_an_interrupted_training_ends_as_if_it_had_not_been(case: Case, trained: Trained, tmp_path: Path, stop_after: int) -> None:
-    class Killed(BaseException):
-        pass
+def test_every_network_is_trained_for_as_many_epochs_as_it_is_told(case: Case, trained: Trained) -> None:
+    epochs: dict[str, list[int]] = {}
+    for step in trained.watch.epochs:
+        epochs.setdefault(step.phase, []).append(step.step)
+    assert len(epochs) == sum(name.endswith("epochs") for name in case.options)
+    assert all(steps == [1, 2, 3] for steps in epochs.values())
 
-    def kill(phase: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        if phase == "train" and step == stop_after:
-            raise Killed
 
-    with pytest.raises(Killed):
-        fit(case.new(), tmp_path / "work", case.device, kill)
-    trained_steps = []
-    detector = case.new()
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(case: Case, trained: Trained, tmp_path: Path, first: int) -> None:
+    """Killed after each epoch of each network, and where each phase without epochs (features, ..) first tells of itself.
 
-    def note(phase: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        if phase == "train":
-            trained_steps.append(step)
-
-    fit(detector, tmp_path / "work", case.device, note)
-    assert trained_steps == list(range(stop_after + 1, 4))
+    One training is killed at every second of these places, and goes on from there to the next; another at those between.
+    """
+    told, phases = trained.watch.told, [step.phase for step in trained.watch.told]
+    places = [index for index, step in enumerate(told) if step.epoch or index == phases.index(step.phase)]
+    done = 0
+    for place in places[first::2]:
+        killed = Watch(end=told[place])
+        with pytest.raises(Killed):
+            fit(case, case.new(), tmp_path / "work", killed)
+        assert killed.epochs == [step for step in told[done : place + 1] if step.epoch]
+        done = place + 1
+    detector, watch = case.new(), Watch()
+    info = fit(case, detector, tmp_path / "work", watch)
+    assert watch.epochs == [step for step in told[done:] if step.epoch]
+    assert info["epochs"] == trained.info["epochs"]
     detector.save(tmp_path / "model")
     assert_same_model(trained.folder, tmp_path / "model", case.device)
 
 
-def test_a_checkpoint_of_another_training_is_refused(case: Case, tmp_path: Path) -> None:
-    fit(case.new(), tmp_path, case.device)
+def test_a_checkpoint_of_another_training_is_refused(case: Case, trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.work, tmp_path / "work")
     with pytest.raises(ConfigError, match="another training"):
-        fit(case.new(), tmp_path, case.device, seed=6)
+        fit(case, case.new(), tmp_path / "work", seed=6)
 
 
 def test_the_folder_does_not_change_by_loading_and_saving_needs_a_fit(case: Case, trained: Trained, tmp_path: Path) -> None:
@@ -226,23 +325,26 @@ def test_a_folder_without_a_model_is_refused(case: Case, tmp_path: Path) -> None
 def test_loaded_twice_it_scores_the_same(case: Case, trained: Trained, loaded: Detector) -> None:
     again = case.new()
     again.load(trained.folder, device=case.device, precision="fp32")
-    samples = normals(5, 3)
+    samples = case.normals(5, 3)
     np.testing.assert_allclose(score(again, samples).values, score(loaded, samples).values, rtol=TOLERANCE)
 
 
 def test_the_options_of_the_folder_act(trained: Trained, case: Case, loaded: Detector) -> None:
-    other = case.new(resolution=64, border=0)
+    other = case.new(**OTHERS[case.kind])
     other.load(trained.folder, device=case.device, precision="fp32")
-    samples = normals(3, 3)
+    samples = case.normals(3, 3)
     np.testing.assert_allclose(score(other, samples).values, score(loaded, samples).values, rtol=TOLERANCE)
 
 
-def test_one_score_and_one_map_per_sample_in_order(loaded: Detector) -> None:
-    samples = normals(6, 3)
+def test_one_score_and_one_map_per_sample_in_order(case: Case, loaded: Detector) -> None:
+    samples = case.normals(6, 3)
     normal_maps = score(loaded, samples).maps
-    strange = np.array(samples[4].image)
-    strange[10:30, 10:30] = (255, 0, 255)
-    samples[4] = sample(strange, "strange")
+    strange = {name: np.array(getattr(samples[4], name)) for name in case.sensors}
+    if "image" in strange:
+        strange["image"][10:30, 10:30] = (255, 0, 255)
+    if "depth" in strange:
+        strange["depth"][10:30, 10:30] += np.float32(0.01)
+    samples[4] = replace(samples[4], **strange)
     found = score(loaded, samples)
     assert found.values.shape == (6,)
     assert found.values.dtype == np.float32
@@ -257,8 +359,8 @@ def test_one_score_and_one_map_per_sample_in_order(loaded: Detector) -> None:
     assert 6 <= column < 34
 
 
-def test_the_batch_keeps_the_samples(loaded: Detector) -> None:
-    samples = normals(2, 3)
+def test_the_batch_keeps_the_samples(case: Case, loaded: Detector) -> None:
+    samples = case.normals(2, 3)
     batch = loaded.stack(samples, [loaded.prepare(one) for one in samples])
     assert isinstance(batch, Batch)
     assert batch.samples == tuple(samples)
@@ -268,16 +370,16 @@ def test_the_batch_keeps_the_samples(loaded: Detector) -> None:
 def test_alone_and_in_any_batch_it_scores_the_same(case: Case, trained: Trained, precision: str) -> None:
     detector = case.new()
     detector.load(trained.folder, device=case.device, precision=precision)
-    samples = normals(9, 3)
+    samples = case.normals(9, 3)
     alone = np.concatenate([score(detector, [one]).values for one in samples])
     for size in (2, 3, 9):
         groups = [samples[start : start + size] for start in range(0, 9, size)]
         together = np.concatenate([score(detector, group).values for group in groups])
-        np.testing.assert_allclose(together, alone, rtol=TOLERANCE if detector.precision == "fp32" else ACROSS / 4)
+        np.testing.assert_allclose(together, alone, rtol=TOLERANCE if detector.precision == "fp32" else ACROSS[case.kind] / 4)
 
 
 def test_a_faster_precision_scores_nearly_the_same(case: Case, trained: Trained, loaded: Detector) -> None:
-    samples = normals(9, 3)
+    samples = case.normals(9, 3)
     exact = score(loaded, samples, every=True)
     for precision in ("bf16",) if case.device == "cpu" else ("bf16", "fp16"):
         fast = case.new()
@@ -285,11 +387,12 @@ def test_a_faster_precision_scores_nearly_the_same(case: Case, trained: Trained,
         assert fast.precision == precision
         rounded = score(fast, samples, every=True)
         for name, values in exact.named.items():
-            np.testing.assert_allclose(rounded.named[name], values, rtol=ACROSS, err_msg=name)
+            within = ACROSS[case.kind] * (np.abs(values).max() if name in LIKELIHOODS else np.abs(values))
+            assert (np.abs(rounded.named[name] - values) <= within).all(), f"{name}: {values} became {rounded.named[name]}"
 
 
-def test_every_names_all_scores_and_holds_the_chosen_one(loaded: Detector) -> None:
-    samples = normals(4, 3)
+def test_every_names_all_scores_and_holds_the_chosen_one(case: Case, loaded: Detector) -> None:
+    samples = case.normals(4, 3)
     found = score(loaded, samples, every=True)
     assert len(found.named) >= 1
     assert all(values.shape == (4,) and values.dtype == np.float32 for values in found.named.values())
@@ -312,44 +415,74 @@ def odd_images() -> dict[str, np.ndarray[Any, Any]]:
 
 
 def test_odd_images_are_scored_together_and_their_maps_have_their_size(case: Case, loaded: Detector) -> None:
-    if loaded.modality != "image":
+    if loaded.modality == "sound":
         pytest.skip(f"{case.kind} hears")
-    samples = [sample(image, name) for name, image in odd_images().items()]
+    samples = [case.sample(image, name) for name, image in odd_images().items()]
+    if "depth" in case.sensors:
+        assert samples.pop(0).position == "one pixel"  # which shows no object
     found = score(loaded, samples)
     assert np.isfinite(found.values).all()
     assert found.maps is not None
     for one, map_ in zip(samples, found.maps, strict=True):
-        assert one.image is not None
-        assert map_.shape == one.image.shape[:2]
+        sent = one.depth if one.image is None else one.image
+        assert sent is not None
+        assert map_.shape == sent.shape[:2]
         assert np.isfinite(map_).all()
 
 
-def test_16_bit_is_scaled_by_its_range_and_not_by_its_content(loaded: Detector) -> None:
-    image = normals(1, 3)[0].image
-    assert image is not None
-    wide = sample(image.astype(np.uint16) * 257, "16 bit")
-    np.testing.assert_allclose(score(loaded, [wide]).values, score(loaded, [sample(image, "8 bit")]).values, rtol=0.02)
+def test_16_bit_is_scaled_by_its_range_and_not_by_its_content(case: Case, loaded: Detector) -> None:
+    if "image" not in case.sensors:
+        pytest.skip("looks at no image")
+    sent = case.normals(1, 3)[0]
+    assert sent.image is not None
+    wide = replace(sent, image=sent.image.astype(np.uint16) * 257)
+    np.testing.assert_allclose(score(loaded, [wide]).values, score(loaded, [sent]).values, rtol=0.02)
 
 
-def test_what_can_never_be_scored_is_a_bad_sample(loaded: Detector) -> None:
-    sound = sample(None, "sound", waveform=np.zeros((1, 16000), np.float32), rate=16000)
-    shapes = [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 2), np.uint8), np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float64)]
-    for bad in [sound, *(sample(image, "bad") for image in shapes)]:
+def bad_images() -> list[np.ndarray[Any, Any] | None]:
+    return [None, np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 2), np.uint8), np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float64)]
+
+
+def bad_depths() -> list[np.ndarray[Any, Any] | None]:
+    """None, of no depth's shape or type, nothing measured, no object, millimetres."""
+    whole = relief(48, 40, seed=[1])
+    return [None, whole[..., None], whole.astype(np.float64), whole[:0], whole * 0, whole * np.float32(np.nan), whole[:1, :1], whole * 1000]
+
+
+def test_what_can_never_be_scored_is_a_bad_sample(case: Case, loaded: Detector) -> None:
+    good = case.normals(1, 3)[0]
+    bad = [sample(None, "sound", waveform=np.zeros((1, 16000), np.float32), rate=16000)]
+    if "image" in case.sensors:
+        bad += [replace(good, image=image) for image in bad_images()]
+    if "depth" in case.sensors:
+        bad += [replace(good, depth=depth) for depth in bad_depths()]
+    for one in bad:
         with pytest.raises(BadSample):
-            loaded.prepare(bad)
+            loaded.prepare(one)
 
 
-def test_prepare_is_thread_safe(loaded: Detector) -> None:
-    samples = normals(8, 3) * 8
+def arrays(prepared: Any) -> list[np.ndarray[Any, Any]]:
+    """All that is in what a detector prepared: an array, or a dataclass of them."""
+    if prepared is None:
+        return []
+    if isinstance(prepared, np.ndarray):
+        return [prepared]
+    return [array for part in fields(prepared) for array in arrays(getattr(prepared, part.name))]
+
+
+def test_prepare_is_thread_safe(case: Case, loaded: Detector) -> None:
+    samples = case.normals(8, 3) * 8
     alone = [loaded.prepare(one) for one in samples]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(loaded.prepare, samples))
     for one, other in zip(alone, together, strict=True):
-        np.testing.assert_array_equal(one, other)
+        assert len(arrays(one)) >= len(case.sensors)
+        for array, again in zip(arrays(one), arrays(other), strict=True):
+            np.testing.assert_array_equal(array, again)
 
 
-def test_the_next_batch_may_be_stacked_in_another_thread(loaded: Detector) -> None:
-    groups = [normals(3, seed) for seed in range(10, 18)]
+def test_the_next_batch_may_be_stacked_in_another_thread(case: Case, loaded: Detector) -> None:
+    groups = [case.normals(3, seed) for seed in range(10, 18)]
     alone = [score(loaded, group).values for group in groups]
     with ThreadPoolExecutor(1) as pool:
         stack = [pool.submit(loaded.stack, group, [loaded.prepare(one) for one in group]) for group in groups]
@@ -369,7 +502,7 @@ def test_broken_weights_score_as_not_a_number(case: Case, trained: Trained, tmp_
     for precision in ("fp32", "auto"):
         detector = case.new()
         detector.load(tmp_path, device=case.device, precision=precision)
-        found = score(detector, normals(3, 3), every=True)
+        found = score(detector, case.normals(3, 3), every=True)
         assert np.isnan(found.values).all()
         assert all(np.isnan(values).all() for values in found.named.values())
 
