@@ -332,7 +332,7 @@ def test_folding_gamma_changes_nothing() -> None:
         after = flow(x, condition)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(other, one)
-    assert all(float(module.gamma) == 1 for module in flow.modules() if isinstance(module, Subnetwork))
+    assert all(module.gamma.item() == 1 for module in flow.modules() if isinstance(module, Subnetwork))
 
 
 @pytest.mark.parametrize("network", ["flow", "cnn"])
