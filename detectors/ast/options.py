@@ -66,9 +66,9 @@ PRESETS = {
         teacher_width=64,
         student_width=256,
         clamp=1.9,
-        teacher_epochs=14,
-        student_epochs=24,
-        steps=24,
+        teacher_epochs=10,
+        student_epochs=16,
+        steps=20,
         batch_size=8,
         learning_rate=1e-3,
         cosine=True,
@@ -114,9 +114,9 @@ class AstOptions(Options):
     clamp: float | None = Field(default=None, gt=0)
     """Bound of the logarithm of a scale in the teacher's couplings. 1.9."""
     teacher_epochs: int | None = Field(default=None, ge=1)
-    """Epochs of the teacher. Paper 72; cpu 14, of at least 24 steps each."""
+    """Epochs of the teacher. Paper 72; cpu 10, of at least 20 steps each."""
     student_epochs: int | None = Field(default=None, ge=1)
-    """Epochs of the student. Paper 72; cpu 24, of at least 24 steps each."""
+    """Epochs of the student. Paper 72; cpu 16, of at least 20 steps each."""
     batch_size: int | None = Field(default=None, ge=1)
     """Images per training step. 8."""
     learning_rate: float | None = Field(default=None, gt=0, lt=1)
