@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from detectors.ast.features import DEPTH_CHANNELS
 from detectors.ast.networks import ENCODING, ConvolutionalStudent, Flow, positional_encoding, student_loss, teacher_loss
 from detectors.ast.options import BackboneName, Mode, Score, Student
 from detectors.backbones import levels
-from monitor.errors import ModelRefused
+from monitor.errors import ConfigError, ModelRefused
 
 SCORES: tuple[Score, ...] = ("mean", "top_10", "top_1", "max")
 SHARES = {"top_10": 0.1, "top_1": 0.01}
@@ -134,6 +135,6 @@ def read_model(folder: Path) -> tuple[Settings, Pair]:
         settings = Settings(**(facts | {"blocks": tuple(saved["blocks"])}))  # type: ignore[arg-type]
         pair = Pair(settings)
         pair.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
         raise ModelRefused(f"{folder} holds no AST model: {error}") from error
     return settings, pair

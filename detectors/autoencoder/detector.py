@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.random import Generator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -247,6 +248,6 @@ def read_model(folder: Path) -> tuple[Settings, AutoencoderNetwork]:
         settings = Settings(**saved)
         network = AutoencoderNetwork(settings.variant)
         network.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelRefused(f"{folder} holds no autoencoder: {error}") from error
     return settings, network
