@@ -74,21 +74,20 @@ def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[Flo
 
 def dent(depth: FloatArray, inside: NDArray[np.bool_], random: Generator) -> FloatArray:
     """A normal relief (H, W) in centimetres with one dent or bump of 1 to 6 mm, somewhere `inside`, where there must be something."""
-    height, width = depth.shape
-    rows, columns = np.nonzero(inside)
+    places = np.argwhere(inside)
     shape = np.zeros_like(depth)
-    while not (shape[rows, columns] > 0.5).any():
-        shape = _blurred(_region(height, width, random), 1.0) * inside
+    while not (shape > 0.5).any():
+        shape = _blurred(_region(*depth.shape, random, places[random.integers(len(places))]), 1.0) * inside
     changed: FloatArray = depth + np.float32(random.choice((-1, 1)) * random.uniform(0.1, 0.6)) * shape
     return changed
 
 
-def _region(height: int, width: int, random: Generator) -> FloatArray:
-    """(H, W) in [0, 1]: an irregular patch, 4 to 25 % of the image's side across, anywhere inside."""
+def _region(height: int, width: int, random: Generator, centre: NDArray[Any] | None = None) -> FloatArray:
+    """(H, W) in [0, 1]: an irregular patch, 4 to 25 % of the image's side across, around the pixel `centre`, else anywhere inside."""
     grown = _blurred(random.normal(size=(height, width)), max(1.0, 0.02 * max(height, width)))
     grown = grown / max(float(grown.std()), 1e-6)
     rows, columns = np.mgrid[:height, :width]
-    y, x = random.uniform(0.1, 0.9, 2) * (height, width)
+    y, x = random.uniform(0.1, 0.9, 2) * (height, width) if centre is None else centre
     radius_y, radius_x = np.maximum(random.uniform(0.02, 0.125, 2) * (height, width), 1.0)
     angle = random.uniform(0, np.pi)
     along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)

@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from detectors.ast.depth import Scan
 from detectors.ast.features import View
@@ -20,21 +21,27 @@ def damaged(normal: View, other: View, random: Generator) -> View:
         assert other.pixels is not None
         return View(pixels=stained(normal.pixels, other.pixels, None, random), scan=None)
     if normal.pixels is None or random.random() < 0.5:
-        inside = resize(normal.scan.mask, *normal.scan.depth.shape) > 0.5
+        inside = foreground(normal.scan.mask, normal.scan.depth.shape)
         return View(pixels=normal.pixels, scan=Scan(dent(normal.scan.depth, inside, random), normal.scan.mask))
     assert other.pixels is not None
     return View(pixels=stained(normal.pixels, other.pixels, normal.scan.mask, random), scan=normal.scan)
 
 
-def stained(pixels: Pixels, other: Pixels, foreground: FloatArray | None, random: Generator) -> Pixels:
-    """(S, S, 3) -> the same, of the same type; the defect lies at least partly on the foreground (g, g)."""
-    inside = None if foreground is None else resize(foreground, *pixels.shape[:2]) > 0.5
+def stained(pixels: Pixels, other: Pixels, mask: FloatArray | None, random: Generator) -> Pixels:
+    """(S, S, 3) -> the same, of the same type; the defect lies at least partly on the foreground, of which the mask (g, g) tells."""
+    inside = None if mask is None else foreground(mask, pixels.shape[:2])
     image, texture = unit(pixels), unit(other)
     for _ in range(TRIES):
         changed, where = defect(image, texture, random)
         if inside is None or (where & inside).any():
             break
     return np.round(changed * 255).astype(np.uint8) if pixels.dtype == np.uint8 else changed
+
+
+def foreground(mask: FloatArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """(g, g) -> `shape`, never all False: an object smaller than a position covers none of them whole."""
+    large = resize(mask, *shape)
+    return np.asarray(large > 0.5 * large.max())
 
 
 def unit(pixels: Pixels) -> FloatArray:
