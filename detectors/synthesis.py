@@ -74,10 +74,11 @@ def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[Flo
 
 def dent(depth: FloatArray, inside: NDArray[np.bool_], random: Generator) -> FloatArray:
     """A normal relief (H, W) in centimetres with one dent or bump of 1 to 6 mm, somewhere `inside`, where there must be something."""
+    height, width = depth.shape
     places = np.argwhere(inside)
     shape = np.zeros_like(depth)
     while not (shape > 0.5).any():
-        shape = _blurred(_region(*depth.shape, random, places[random.integers(len(places))]), 1.0) * inside
+        shape = _blurred(_region(height, width, random, places[random.integers(len(places))]), 1.0) * inside
     changed: FloatArray = depth + np.float32(random.choice((-1, 1)) * random.uniform(0.1, 0.6)) * shape
     return changed
 
