@@ -1,6 +1,6 @@
 """AST with one option changed at a time, on one category: trained, calibrated and evaluated as by `monitor train` and `monitor evaluate`.
 
-    python -m tests.bench.ast_ablations --data ../shared/data/mvtec_layout --category magnetic_tile --threads 1 \
+    python tests/bench/ast_ablations.py --data ../shared/data/mvtec_layout --category magnetic_tile --threads 1 \
         [--only base,flow] [--epochs 14] [--seed 0] [--device cpu] [--results var/ast_ablations.jsonl]
 
 Each finished row is a line of the results file; a row that stands there already, of the same data, options and seed, is not trained

@@ -9,11 +9,8 @@ reaches on this machine in that precision. The two are timed in turns, so that a
 # ruff: noqa: T201 (a script that prints)
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +20,9 @@ from detectors.autoencoder.detector import Autoencoder
 from detectors.autoencoder.options import AutoencoderOptions, Variant
 from detectors.devices import PRECISIONS, choose_device
 from monitor.types import Sample
+from timing import large_products, medians
 
 GMAC_AT_256 = {"baseline": 7.41, "multiscale": 9.22}
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def best_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Highest multiply-accumulates per second of a convolution in the middle of these networks and of a matrix product."""
-    conv = torch.nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.rand(8, 128, 64, 64).to(device=device, dtype=dtype, memory_format=torch.channels_last)
-    matrix = torch.rand(2048, 2048).to(device=device, dtype=dtype)
-    runs = ((lambda: conv(images), 8 * 128 * 128 * 9 * 64 * 64), (lambda: matrix @ matrix, 2048**3))
-    with torch.inference_mode():
-        return max(work / min(seconds(run, device) for _ in range(6)) for run, work in runs)
 
 
 def samples(count: int, side: int) -> list[Sample]:
@@ -85,24 +65,26 @@ def measure(variant: Variant, device: torch.device, batch: int, rounds: int, sid
     def run_fast() -> None:
         fast._network(inputs.to(device).permute(0, 3, 1, 2).float() / 255)  # type: ignore[misc]
 
-    times: dict[str, list[float]] = {"plain network": [], "fast network": [], "fp32 detector": [], "fast detector": []}
-    runs = (run_plain, run_fast, lambda: plain.score(stacked[0]), lambda: fast.score(stacked[1]))
-    for round_ in range(rounds + 1):
-        for name, run in zip(times, runs, strict=True):
-            spent = seconds(run, device)
-            if round_:  # the first warms up
-                times[name].append(spent)
-    median = {name: statistics.median(values) for name, values in times.items()}
+    runs = {
+        "plain network": run_plain,
+        "fast network": run_fast,
+        "fp32 detector": lambda: plain.score(stacked[0]),
+        "fast detector": lambda: fast.score(stacked[1]),
+    }
+    products = {name: large_products(device, PRECISIONS[name]) for name in ("fp32", fast.precision)}
+    large = {name: run for some in products.values() for name, (run, _) in some.items()}
+    median = medians({**runs, **large}, device, rounds)
     exact, rounded = (detector.score(batch_, every=True).named for detector, batch_ in zip(detectors, stacked, strict=True))
     deviation = {name: float(np.abs(rounded[name] / exact[name] - 1).max()) for name in exact}
     work = GMAC_AT_256[variant] * 1e9 * (side / 256) ** 2 * batch
     print(f"{variant} at {side}, batch {batch}, {device}, {fast.precision}")
-    for name, value in median.items():
+    for name in runs:
+        value = median[name]
         print(f"  {name:14} {1000 * value / batch:8.2f} ms per image   {batch / value:8.1f} images/s")
     print(f"  network, fast / plain fp32: {median['plain network'] / median['fast network']:.2f} times")
     print(f"  detector with scores and maps, fast / fp32 fused: {median['fp32 detector'] / median['fast detector']:.2f} times")
     for name, precision in (("plain network", "fp32"), ("fast network", fast.precision)):
-        floor = work / best_rate(device, PRECISIONS[precision])
+        floor = work / max(macs / median[run] for run, (_, macs) in products[precision].items())
         print(f"  {name}: {median[name] / floor:.2f} times its floor of {1000 * floor / batch:.2f} ms per image in {precision}")
     print("  largest relative deviation of a score:", ", ".join(f"{name} {value:.2e}" for name, value in deviation.items()), flush=True)
 

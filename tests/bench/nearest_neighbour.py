@@ -1,6 +1,6 @@
 """What AST must beat: the distance of each position's features to the nearest of 8,000 random ones of normal images.
 
-    python -m tests.bench.nearest_neighbour --data ../shared/data/mvtec --category bottle [--resolution 256] [--stride 16] [--blocks 6,14,19]
+    python tests/bench/nearest_neighbour.py --data ../shared/data/mvtec --category bottle [--resolution 256] [--stride 16] [--blocks 6,14,19]
 
 Features, grid and standardisation are those of AST with the cpu preset and these options. All normal training images count, also those
 that AST sets aside to calibrate. Prints a Markdown table: image AUROC over all of the test split, and of each kind of defect against
