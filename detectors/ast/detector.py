@@ -27,6 +27,8 @@ from monitor.ports import Progress
 from monitor.types import Batch, Sample, Scores
 
 WEIGHT_DECAY = 1e-5
+LEVEL = 0.01
+"""Scores whose synthetic AUROC is so near the best count as equal; of equal ones, auto takes the one over the most positions."""
 MAP_SCALE = 8
 """Maps are enlarged so many times with cubics, as published, before they are brought to the size that was sent."""
 
@@ -86,7 +88,7 @@ class Ast:
         repeated = learnt("student", pair.student, lambda _, batch: pair.distances(*parted(batch, settings))[0].mean(), preset.student_epochs)
         with watched(place):
             figures = self._score_synthetic(held_out, seed, progress)
-        best = max(SCORES, key=lambda name: figures[name])
+        best = next(name for name in SCORES if figures[name] >= max(figures.values()) - LEVEL)
         self._settings = replace(settings, score=best if options.score == "auto" else options.score)
         return {
             "options": asdict(preset) | asdict(self._settings),

@@ -88,7 +88,8 @@ class AstOptions(Options):
     preset: Literal["paper", "cpu"] = "cpu"
     """paper: the released settings; needs the weights of EfficientNet-B5. cpu: one category on two cores in minutes. Sets what is left open below."""
     score: Literal["auto", "mean", "top_10", "top_1", "max"] = "auto"
-    """Of the distances at all positions: mean, mean of the largest 10 or 1 %, or maximum. auto: what tells synthetic defects best from normals.
+    """Of the distances at all positions: mean, mean of the largest 10 or 1 %, or maximum. auto: what tells synthetic defects best from normals,
+    within 0.01 of AUROC the one over the most positions.
 
     Published are the mean for images and the maximum with depth."""
     backbone: BackboneName | None = None
