@@ -79,7 +79,7 @@ class FeatureFile:
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], decided_by: object) -> None:
-        """`shape` (N, ...) of all rows; another shape, or anything else in `decided_by`, begins the file anew."""
+        """`shape` (N, ...) of all rows; another shape, or anything else in `decided_by`, begins the file anew. Raises OSError without room."""
         self._index = path.with_suffix(".json")
         head = json.dumps([shape, decided_by])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +92,8 @@ class FeatureFile:
             self._index.unlink(missing_ok=True)  # first: it would vouch for rows that are not there
         self.rows = np.lib.format.open_memmap(path, mode="r+" if kept else "w+", dtype=np.float32, shape=None if kept else shape)
         if not kept:
+            with path.open("r+b") as file:  # else a disk that fills up later kills the process: the rows are mapped
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             self._index.write_text(head + "\n")
 
     def holds(self, row: int, digest: str) -> bool:
@@ -141,7 +143,7 @@ def cached_features(
     phase: str,
     progress: Progress,
 ) -> FeatureFile:
-    """(N, channels, grid, grid) fp32 on the disk: `compute` of batches of what is `seen`. Raises ConfigError beyond `most` bytes.
+    """(N, channels, grid, grid) fp32 on the disk: `compute` of batches of what is `seen`. Raises ConfigError beyond `most` bytes, or the disk's room.
 
     Batches are always the same, so that a row does not depend on where an interrupted computation went on.
     """
@@ -149,7 +151,10 @@ def cached_features(
     needed = 4 * int(np.prod(shape))
     if needed > most:
         raise ConfigError(f"feature_cache: {most} bytes: the features of {len(samples)} images need {needed}")
-    file = FeatureFile(path, shape, decided_by)
+    try:
+        file = FeatureFile(path, shape, decided_by)
+    except OSError as error:
+        raise ConfigError(f"feature_cache: {path} cannot take {needed} bytes: {error.strerror}") from error
     for first, batch in _batches(samples):
         started = time.monotonic()
         views = [seen(sample) for sample in batch]

@@ -1,6 +1,8 @@
 """What AST sees of a sample, and the file that keeps the features of the training images."""
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +181,21 @@ def test_more_than_the_bound_is_refused_before_anything_is_computed(tmp_path: Pa
     assert not (tmp_path / "work").exists()
     run(tmp_path, SAMPLES, compute, most=needed)
     assert (tmp_path / "work" / "training.npy").stat().st_size < needed + 1024
+
+
+def test_a_disk_without_room_is_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, offset: int, length: int) -> None:
+        assert length >= 4 * 19 * 3 * 2 * 2
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    compute = Counting()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(ConfigError, match=r"feature_cache: .*training.npy cannot take 912 bytes: No space left"):
+            run(tmp_path, SAMPLES, compute)
+    assert not compute.batches
+    assert torch.equal(run(tmp_path, SAMPLES, compute).tensor(), expected(SAMPLES))
+    assert compute.batches == [BATCH, BATCH, 3]
 
 
 def scan_of(value: float) -> Scan:
