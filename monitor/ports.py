@@ -240,7 +240,7 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 class Detector(Protocol):
     """`Implementation(options)`. Knows no threshold and no broker."""
 
-    modality: ClassVar[str]
+    modality: str
     """"image", "rgbd" (depth, with or without an image) or "sound": the pipeline refuses samples without that.
 
     Of a scan with an image a detector of modality "image" sees the image, and one of modality "rgbd" what its options ask for."""

@@ -49,7 +49,7 @@ class FakeOptions(Options):
 
 
 class FakeDetector:
-    modality: ClassVar[str] = "image"
+    modality = "image"
 
     def __init__(self, options: FakeOptions) -> None:
         self._options = options

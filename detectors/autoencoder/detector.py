@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Settings:
 class Autoencoder:
     """`Autoencoder(options)`; see monitor.ports.Detector."""
 
-    modality: ClassVar[str] = "image"
+    modality = "image"
 
     def __init__(self, options: AutoencoderOptions) -> None:
         self._options = options

@@ -55,7 +55,7 @@ def compare_scores(version: ModelVersion, labelled: Labelled, exact: Ast, fast: 
     """Every score of every test image in both precisions."""
     named: list[dict[str, FloatArray]] = []
     for detector in (exact, fast):
-        batches = [scores.named for _, scores in scored(detector, labelled.files, BATCHES[-1], every=True)]  # type: ignore[arg-type]  # modality: its options decide it
+        batches = [scores.named for _, scores in scored(detector, labelled.files, BATCHES[-1], every=True)]
         named.append({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
     serves = version.manifest["options"]["score"]
     calibration = Calibration.from_manifest(version.manifest)

@@ -19,7 +19,7 @@ class ZerosOptions(Options):
 
 
 class Zeros:
-    modality: ClassVar[str] = "image"
+    modality = "image"
 
     def __init__(self, options: ZerosOptions) -> None:
         self._delay = options.delay
