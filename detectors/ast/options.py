@@ -59,7 +59,7 @@ PRESETS = {
     ),
     "cpu": Preset(
         backbone="efficientnet_lite2",
-        blocks=(6, 14, 19),
+        blocks=(6, 14),
         resolution=256,
         stride=16,
         standardise=True,
@@ -97,7 +97,7 @@ class AstOptions(Options):
     backbone_weights: Path | None = None
     """File of its weights; without it they are taken from the installed package that ships them, else from ~/.cache/plant-monitor/backbones."""
     blocks: tuple[int, ...] | None = None
-    """Blocks of the backbone whose outputs are looked at, ascending; several are resized to one grid and joined. Paper 35, cpu 6, 14 and 19."""
+    """Blocks of the backbone whose outputs are looked at, ascending; several are resized to one grid and joined. Paper 35, cpu 6 and 14."""
     resolution: int | None = Field(default=None, ge=32, le=2048, multiple_of=32)
     """Side in pixels to which images are resized. Paper 768, cpu 256."""
     stride: Literal[8, 16, 32] | None = None

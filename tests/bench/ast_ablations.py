@@ -32,17 +32,16 @@ from monitor.telemetry import Telemetry, configure_logging
 from monitor.training import Job, train
 
 BASE: Mapping[str, Any] = {"preset": "cpu", "resolution": 256}
-"""Several levels, a convolutional student, positional encoding; teacher 64 and student 256 wide."""
+"""Two levels, a convolutional student, positional encoding; teacher 64 and student 256 wide."""
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "base": {},
     "no_encoding": {"positional_encoding": False},
     "flow": {"student": "flow"},
     "teacher_256": {"teacher_width": 256},
     "student_64": {"student_width": 64},
-    "resolution_512": {"resolution": 512},
-    "stride_8": {"stride": 8},  # the grid of resolution_512 without its detail
+    "resolution_512": {"resolution": 512, "stride": 32},  # as many positions, so as many seconds, of more detailed features
     "one_level": {"blocks": (19,), "stride": 32},  # as published: the last level, as it comes
-    "one_level_stride_16": {"blocks": (19,)},
+    "three_levels": {"blocks": (6, 14, 19)},
 }
 PROBABILITY = 0.01
 BATCH = 16
