@@ -1,5 +1,6 @@
 """AST as a detector: how far the student is from the teacher is how strange a place is."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ class Ast:
         options, preset, place = self._options, self._preset, choose_device(device)
         if not training or not held_out:
             raise ConfigError(f"training: {len(training)} training and {len(held_out)} held-out samples: expected at least one of each")
-        backbone = self._find_backbone(options)
+        backbone = None if options.mode == "depth" else load_backbone(preset.backbone, preset.blocks, weights=options.backbone_weights)
         settings = settings_of(options, preset, backbone)
         with watched(place):
             if backbone is not None:
@@ -116,7 +117,10 @@ class Ast:
         place = choose_device(device)
         precision = choose_precision(precision, place)
         settings, pair = read_model(folder)
-        backbone = self._find_backbone(settings)
+        weights = self._options.backbone_weights  # as written where it was trained: this machine may have them elsewhere
+        if weights is not None and not os.path.isfile(weights):
+            weights = None
+        backbone = None if settings.mode == "depth" else load_backbone(settings.backbone, settings.blocks, weights=weights)
         if backbone is not None and backbone.sha256 != settings.backbone_sha256:
             raise ModelRefused(f"{folder}: trained on {settings.backbone} of sha256 {settings.backbone_sha256}, found {backbone.sha256}")
         with watched(place):
@@ -158,13 +162,6 @@ class Ast:
             maps = enlarged(distances, MAP_SCALE).cpu().numpy()
             values = {name: value.cpu().numpy() for name, value in named.items()}
         return Scores(values=values[settings.score], maps=AtSentSize(maps, [size(one) for one in batch.samples]), named=values if every else {})
-
-    def _find_backbone(self, chosen: Settings | AstOptions) -> Backbone | None:
-        """The weights lie where the options of this machine say, whatever machine trained the model."""
-        if chosen.mode == "depth":
-            return None
-        name, blocks = chosen.backbone or self._preset.backbone, chosen.blocks or self._preset.blocks
-        return load_backbone(name, blocks, weights=self._options.backbone_weights)
 
     def _send(self, views: Sequence[View]) -> Inputs:
         assert self._upload is not None

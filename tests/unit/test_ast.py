@@ -21,7 +21,7 @@ from detectors.ast.features import view
 from detectors.ast.model import SCORES, named_scores
 from detectors.ast.options import AstOptions
 from detectors.backbones import ARCHITECTURES
-from detectors.checkpoints import shipped
+from detectors.checkpoints import cache, shipped
 from monitor.errors import BadSample, ConfigError, ModelRefused
 from monitor.types import Sample, Scores
 from scans import scan
@@ -336,5 +336,17 @@ def test_the_path_of_the_weights_counts_in_training_and_at_load_alike(tmp_path: 
     shutil.rmtree(tmp_path / "cache")
     detector = loaded(models["rgb"].folder, backbone_weights=no_package)
     assert np.isfinite(score(detector, TEST).values).all()
+
+
+def test_where_the_path_of_the_training_leads_nowhere_a_model_finds_the_weights_of_this_machine(
+    tmp_path: Path, models: dict[str, Model], no_package: Path
+) -> None:
+    elsewhere = tmp_path / "nowhere.pth"  # a model brings the options it was trained with, e.g. on another machine
+    with pytest.raises(ConfigError, match="nothing is downloaded"):
+        loaded(models["rgb"].folder, backbone_weights=elsewhere)
+    place = cache() / ARCHITECTURES["efficientnet_lite2"].checkpoint.file
+    place.parent.mkdir(parents=True)
+    shutil.copy(no_package, place)
+    loaded(models["rgb"].folder, backbone_weights=elsewhere)
     with pytest.raises(ConfigError, match="cannot be read"):
-        loaded(models["rgb"].folder, backbone_weights=tmp_path / "nowhere.pth")
+        fitted(tmp_path / "fit", backbone_weights=elsewhere)
