@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detectors.ast.features import DEPTH_CHANNELS
 from detectors.ast.networks import ENCODING, ConvolutionalStudent, Flow, positional_encoding, student_loss, teacher_loss
-from detectors.ast.options import BackboneName, Mode, Score, Student
+from detectors.ast.options import AstOptions, BackboneName, Mode, Score, Student
 from detectors.backbones import levels
 from monitor.errors import ConfigError, ModelRefused
 
@@ -126,15 +126,23 @@ def save_model(folder: Path, settings: Settings, pair: Pair) -> None:
 
 
 def read_model(folder: Path) -> tuple[Settings, Pair]:
-    """What `save_model` wrote. Raises ModelRefused for anything else."""
+    """What `save_model` wrote. Raises ModelRefused for anything else, before memory is taken for what its settings only claim."""
     try:
         saved: Mapping[str, object] = json.loads((folder / "detector.json").read_text())
         facts = dict(saved)
         if facts.pop("kind") != "ast" or facts.pop("format") != 1:
             raise ModelRefused(f"{folder}: not an AST model of format 1")
         settings = Settings(**(facts | {"blocks": tuple(saved["blocks"])}))  # type: ignore[arg-type]
+        AstOptions.model_validate({name: value for name, value in facts.items() if name in AstOptions.model_fields})
+        if settings.resolution not in [stride * settings.grid for stride in (8, 16, 32)]:
+            raise ValueError(f"a grid of {settings.grid} at {settings.resolution} pixels")
+        weights = load_file(folder / "weights.safetensors")
+        with torch.device("meta"):
+            claimed = {name: value.shape for name, value in Pair(settings).state_dict().items()}
+        if claimed != {name: value.shape for name, value in weights.items()}:
+            raise ValueError("its weights are those of other settings")
         pair = Pair(settings)
-        pair.load_state_dict(load_file(folder / "weights.safetensors"))
+        pair.load_state_dict(weights)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
         raise ModelRefused(f"{folder} holds no AST model: {error}") from error
     return settings, pair

@@ -290,7 +290,19 @@ def test_fewer_images_than_a_batch_and_16_bit_ones_can_be_learnt(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"backbone": "efficientnet_b9"}, {"blocks": [99]}, {"blocks": None}, {"mode": "xyz"}, {"teacher_width": 5}, {"grid": "x"}]
+    "settings",
+    [
+        {"backbone": "efficientnet_b9"},
+        {"blocks": [99]},
+        {"blocks": None},
+        {"mode": "xyz"},
+        {"teacher_width": 5},
+        {"student_width": 20_000},  # 14 GB for each of its layers
+        {"teacher_width": 10**12},
+        {"grid": "x"},
+        {"grid": 3},
+        {"resolution": 2**20, "grid": 2**16},  # 550 GB of positional encoding
+    ],
 )
 def test_a_folder_whose_settings_are_not_its_weights_is_refused(edited: Callable[..., Path], settings: dict[str, Any]) -> None:
     with pytest.raises(ModelRefused):
