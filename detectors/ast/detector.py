@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.ast.depth import UNSHUFFLE, Scan
-from detectors.ast.features import FeatureFile, View, cached_features, features, view
+from detectors.ast.features import FeatureFile, View, features, fill, reserved, view
 from detectors.ast.model import SCORES, Pair, Settings, named_scores, read_model, save_model
 from detectors.ast.networks import Subnetwork
 from detectors.ast.options import PRESETS, AstOptions, Preset
@@ -70,9 +70,17 @@ class Ast:
             if backbone is not None:
                 backbone.to(place)
             self._backbone, self._settings, self._upload = backbone, settings, Upload(place)
-            learning = self._features(training, folder / "training.npy", options.feature_cache, "features", progress)
-            left = options.feature_cache - learning.rows.nbytes
-            sparing = self._features(held_out, folder / "held_out.npy", left, "features of held-out", progress)
+            files = reserved(
+                folder,
+                {"training": len(training), "held_out": len(held_out)},
+                channels=settings.channels + (settings.mode != "rgb"),
+                grid=settings.grid,
+                most=options.feature_cache,
+                decided_by=asdict(settings),
+            )
+            learning, sparing = files["training"], files["held_out"]
+            self._fill(learning, training, "features", progress)
+            self._fill(sparing, held_out, "features of held-out", progress)
             learn, spare = learning.tensor(), sparing.tensor()
             with seeded(torch.device("cpu"), seed, "networks"):
                 pair = Pair(settings)
@@ -189,8 +197,8 @@ class Ast:
             distances, likelihoods = self._pair.distances(*self._inputs(inputs))
             return smooth(distances, self._settings.smoothing), likelihoods
 
-    def _features(self, samples: Sequence[Sample], path: Path, most: int, phase: str, progress: Progress) -> FeatureFile:
-        """(N, C, g, g), with depth (N, C + 1, g, g) whose last channel is the mask; on the CPU, mapped from the disk."""
+    def _fill(self, file: FeatureFile, samples: Sequence[Sample], phase: str, progress: Progress) -> None:
+        """With features (N, C, g, g); with depth (N, C + 1, g, g), whose last channel is the mask."""
         settings = self._settings
         assert settings is not None
 
@@ -199,18 +207,7 @@ class Ast:
             x, mask = self._inputs(self._send(views))
             return x if settings.mode == "rgb" else torch.cat((x, mask), dim=1)
 
-        return cached_features(
-            samples,
-            path,
-            channels=settings.channels + (settings.mode != "rgb"),
-            grid=settings.grid,
-            most=most,
-            decided_by=asdict(settings),
-            seen=self.prepare,
-            compute=compute,
-            phase=phase,
-            progress=progress,
-        )
+        fill(file, samples, seen=self.prepare, compute=compute, phase=phase, progress=progress)
 
     def _recipe(self, epochs: int) -> Recipe:
         preset = self._preset

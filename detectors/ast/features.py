@@ -4,10 +4,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,8 +91,12 @@ class FeatureFile:
             self._index.unlink(missing_ok=True)  # first: it would vouch for rows that are not there
         self.rows = np.lib.format.open_memmap(path, mode="r+" if kept else "w+", dtype=np.float32, shape=None if kept else shape)
         if not kept:
-            with path.open("r+b") as file:  # else a disk that fills up later kills the process: the rows are mapped
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            try:
+                with path.open("r+b") as file:  # else a disk that fills up later kills the process: the rows are mapped
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError:
+                path.unlink()  # what it did get would keep the disk full
+                raise
             self._index.write_text(head + "\n")
 
     def holds(self, row: int, digest: str) -> bool:
@@ -130,42 +133,39 @@ class FeatureFile:
         return torch.from_numpy(self.rows)
 
 
-def cached_features(
+def reserved(folder: Path, counts: Mapping[str, int], *, channels: int, grid: int, most: int, decided_by: object) -> dict[str, FeatureFile]:
+    """Of each set of images its file (N, channels, grid, grid). Raises ConfigError beyond `most` bytes together, or the disk's room."""
+    row = 4 * channels * grid * grid
+    if (needed := row * sum(counts.values())) > most:
+        raise ConfigError(f"feature_cache: {most} bytes: the features of {sum(counts.values())} images need {needed}")
+    files = {}
+    for name, count in counts.items():
+        path = folder / f"{name}.npy"
+        try:
+            files[name] = FeatureFile(path, (count, channels, grid, grid), decided_by)
+        except OSError as error:
+            raise ConfigError(f"feature_cache: {path} cannot take {row * count} bytes: {error.strerror}") from error
+    return files
+
+
+def fill(
+    file: FeatureFile,
     samples: Sequence[Sample],
-    path: Path,
     *,
-    channels: int,
-    grid: int,
-    most: int,
-    decided_by: Any,
     seen: Callable[[Sample], View],
     compute: Callable[[Sequence[View]], Tensor],
     phase: str,
     progress: Progress,
-) -> FeatureFile:
-    """(N, channels, grid, grid) fp32 on the disk: `compute` of batches of what is `seen`. Raises ConfigError beyond `most` bytes, or the disk's room.
+) -> None:
+    """`compute` of batches of what is `seen`, but for those that the file holds.
 
     Batches are always the same, so that a row does not depend on where an interrupted computation went on.
     """
-    shape = (len(samples), channels, grid, grid)
-    needed = 4 * int(np.prod(shape))
-    if needed > most:
-        raise ConfigError(f"feature_cache: {most} bytes: the features of {len(samples)} images need {needed}")
-    try:
-        file = FeatureFile(path, shape, decided_by)
-    except OSError as error:
-        raise ConfigError(f"feature_cache: {path} cannot take {needed} bytes: {error.strerror}") from error
-    for first, batch in _batches(samples):
+    for first in range(0, len(samples), BATCH):
         started = time.monotonic()
-        views = [seen(sample) for sample in batch]
+        views = [seen(samples[index]) for index in range(first, min(first + BATCH, len(samples)))]
         digests = [one.digest() for one in views]
         if not all(file.holds(first + offset, digest) for offset, digest in enumerate(digests)):
             rows = compute(views)
             file.write(first, rows, digests, time.monotonic() - started)
         progress(phase, first + len(views), len(samples), {})
-    return file
-
-
-def _batches(samples: Sequence[Sample]) -> Iterator[tuple[int, list[Sample]]]:
-    for first in range(0, len(samples), BATCH):
-        yield first, [samples[index] for index in range(first, min(first + BATCH, len(samples)))]

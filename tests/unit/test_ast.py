@@ -272,7 +272,8 @@ def test_the_feature_cache_bounds_both_sets_together(tmp_path: Path) -> None:
     needed = 4 * (len(TRAINING) + len(HELD_OUT)) * 65 * 4 * 4  # the mask is kept beside 64 channels
     with pytest.raises(ConfigError, match="feature_cache") as caught:
         fitted(tmp_path / "less", mode="depth", feature_cache=needed - 1)
-    assert "4 images" in str(caught.value)
+    assert f"{needed - 1} bytes: the features of 13 images need {needed}" in str(caught.value)
+    assert not (tmp_path / "less" / "work").exists()  # before any is computed
     fitted(tmp_path / "enough", mode="depth", feature_cache=needed)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detectors.ast.depth import Scan
-from detectors.ast.features import BATCH, FeatureFile, View, cached_features, features, on_grid, view
+from detectors.ast.features import BATCH, FeatureFile, View, features, fill, on_grid, reserved, view
 from detectors.backbones import Backbone
 from monitor.errors import BadSample, ConfigError
 from monitor.types import Sample
@@ -44,18 +44,9 @@ def run(folder: Path, samples: Sequence[Sample], compute: Counting, *, decided_b
         assert phase == "features"
         assert 1 <= step <= steps == len(samples)
 
-    return cached_features(
-        samples,
-        folder / "work" / "training.npy",
-        channels=3,
-        grid=2,
-        most=most,
-        decided_by=decided_by,
-        seen=lambda sample: view(sample, "rgb", 32, 2),
-        compute=compute,
-        phase="features",
-        progress=told,
-    )
+    file = reserved(folder / "work", {"training": len(samples)}, channels=3, grid=2, most=most, decided_by=decided_by)["training"]
+    fill(file, samples, seen=lambda sample: view(sample, "rgb", 32, 2), compute=compute, phase="features", progress=told)
+    return file
 
 
 SAMPLES = [image(seed) for seed in range(2 * BATCH + 3)]
@@ -194,6 +185,7 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(tmp_path: Path,
         with pytest.raises(ConfigError, match=r"feature_cache: .*training.npy cannot take 912 bytes: No space left"):
             run(tmp_path, SAMPLES, compute)
     assert not compute.batches
+    assert not list((tmp_path / "work").iterdir())  # what the disk did give is given back
     assert torch.equal(run(tmp_path, SAMPLES, compute).tensor(), expected(SAMPLES))
     assert compute.batches == [BATCH, BATCH, 3]
 
