@@ -163,6 +163,15 @@ def test_a_size_that_is_said_twice_is_refused_before_it_is_decoded() -> None:
     assert refused(twice) == "undecodable"
 
 
+@pytest.mark.parametrize("kind", [4, 9])  # LONG, SLONG
+@pytest.mark.usefixtures("nothing_is_decoded")
+def test_a_large_tile_is_refused_in_whatever_type_it_is_said(kind: int) -> None:
+    payload = tiff(t322=(16_384,), t323=(16_384,))
+    for tag in (322, 323):
+        payload = payload.replace(struct.pack("<HHI", tag, 4, 1), struct.pack("<HHI", tag, kind, 1))
+    assert refused(payload) == "too_large"
+
+
 def test_one_strip_may_be_said_by_the_largest_number() -> None:
     np.testing.assert_array_equal(decoded(tiff(t278=(2**32 - 1,))).depth, Z)
 
