@@ -58,7 +58,7 @@ class Sample:
     """One decoded picture, scan or clip.
 
     image: (H, W, C) uint8 or uint16, C = 1 (grey) or 3 (RGB), never rescaled per image. depth: (H, W) float32, of the same
-    H and W where there is an image too; NaN and 0 are "not measured".
+    H and W where there is an image too; NaN, 0 and below are "not measured".
     waveform: (channels, T) float32 in [-1, 1] at `rate` Hz. `captured` and `received` are epoch seconds.
     """
 
@@ -98,7 +98,7 @@ class Sample:
     def measured(self) -> NDArray[np.bool_]:
         """(H, W) bool: where there is depth. Only of a sample that has some."""
         assert self.depth is not None
-        return np.asarray(np.isfinite(self.depth) & (self.depth != 0), dtype=np.bool_)
+        return np.asarray(self.depth > 0, dtype=np.bool_)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

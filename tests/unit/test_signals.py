@@ -80,6 +80,8 @@ def test_depth_that_measured_nothing_is_blank():
     assert look(sample(image=image, depth=depth)).flaw == "signal_blank"
     depth[10:20] = 0.7  # what is 0 was not measured, and the rest is the same everywhere
     assert look(sample(image=image, depth=depth)).flaw == "signal_blank"
+    depth[11] = -1.0  # nor was this
+    assert look(sample(image=image, depth=depth)).flaw == "signal_blank"
     depth[12] = 0.6
     assert look(sample(image=image, depth=depth)).flaw is None
     assert look(sample(depth=depth)).flaw is None
