@@ -39,7 +39,7 @@ def fuse(network: nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """(B, 3, S, S) on its way to the device, channels last. `here()` makes the current stream wait for it."""
+    """(B, C, S, S) on its way to the device, channels last. `here()` makes the current stream wait for it."""
 
     pixels: Tensor
     copied: torch.cuda.Event | None = None
@@ -53,14 +53,14 @@ class Arriving:
 
 
 class Upload:
-    """Copies stacked images to a device: on CUDA from pinned memory on a stream of its own, beside what is being scored."""
+    """Copies stacked images, or planes, to a device: on CUDA from pinned memory on a stream of its own, beside what is being scored."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def send(self, images: Pixels) -> Arriving:
-        """(B, S, S, 3) -> (B, 3, S, S) of the same type."""
+        """(B, S, S, C) -> (B, C, S, S) of the same type."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # the same bytes: channels last
         if self._stream is None:
             return Arriving(pixels)
