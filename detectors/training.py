@@ -93,18 +93,16 @@ def train(
     Raises ConfigError when `folder` holds a checkpoint of another training, or when the loss is not finite.
     """
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = _Run(network, loss, recipe, device)
-    run.identity, run.path = _identity(network, training, held_out, recipe, seed), folder / CHECKPOINT
+    identity = _identity(network, training, held_out, recipe, seed)
+    run = _Run(network, loss, recipe, path=folder / CHECKPOINT, identity=identity, device=device)
     with watched(device):
         return run.complete(training, held_out, seed, progress, phase)
 
 
 class _Run:
-    path: Path
-    identity: str
-
-    def __init__(self, network: nn.Module, loss: Loss, recipe: Recipe, device: torch.device) -> None:
-        self.network, self.loss, self.recipe, self.device = network, loss, recipe, device
+    def __init__(self, network: nn.Module, loss: Loss, recipe: Recipe, *, path: Path, identity: str, device: torch.device) -> None:
+        self.network, self.loss, self.recipe = network, loss, recipe
+        self.path, self.identity, self.device = path, identity, device
         self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.scheduler = None if recipe.plateau is None else ReduceLROnPlateau(self.optimizer, factor=0.5, patience=recipe.plateau)
         self.best = {} if recipe.patience is None else _copied(network.state_dict())
