@@ -93,13 +93,14 @@ class AstOptions(Options):
 
     Published are the mean for images and the maximum with depth."""
     backbone: BackboneName | None = None
-    """What sees the image. Paper efficientnet_b5, cpu efficientnet_lite2."""
+    """What sees the image; nothing in mode depth, which needs no weights. Paper efficientnet_b5, cpu efficientnet_lite2."""
     backbone_weights: Path | None = None
-    """File of its weights; without it they are taken from the installed package that ships them, else from ~/.cache/plant-monitor/backbones."""
+    """File of its weights; without it they are taken from the installed package that ships them, else from ~/.cache/plant-monitor/backbones
+    (in $XDG_CACHE_HOME where that is set). Where a model serves without this file, they are looked for there too; their hash is always checked."""
     blocks: tuple[int, ...] | None = None
     """Blocks of the backbone whose outputs are looked at, ascending; several are resized to one grid and joined. Paper 35, cpu 6 and 14."""
     resolution: int | None = Field(default=None, ge=32, le=2048, multiple_of=32)
-    """Side in pixels to which images are resized. Paper 768, cpu 256."""
+    """Side in pixels to which images are resized; depth gets 8 pixels for each position (`stride`). Paper 768, cpu 256."""
     stride: Literal[8, 16, 32] | None = None
     """Pixels of `resolution` from one position, at which student and teacher are compared, to the next. Paper 32, cpu 16."""
     standardise: bool | None = None
@@ -109,9 +110,9 @@ class AstOptions(Options):
     student: Student = "cnn"
     """cnn: as published. flow: one of the teacher's kind, which repeats it too well also where something is strange."""
     teacher_width: int | None = Field(default=None, ge=1)
-    """Hidden channels of the teacher's subnetworks. 64."""
+    """Hidden channels of the teacher's subnetworks, and of those of a flow as student. 64."""
     student_width: int | None = Field(default=None, ge=1)
-    """Hidden channels of the cnn student. Paper 1024, cpu 256."""
+    """Hidden channels of a cnn as student; a flow has none. Paper 1024, cpu 256."""
     clamp: float | None = Field(default=None, gt=0)
     """Bound of the logarithm of a scale in the teacher's couplings. 1.9."""
     teacher_epochs: int | None = Field(default=None, ge=1)
@@ -127,4 +128,4 @@ class AstOptions(Options):
     smoothing: float = Field(default=0.0, ge=0, le=8)
     """Sigma in positions of the Gaussian that smooths distances before they are scored and shown; 0 for none."""
     feature_cache: int = Field(default=8 * 1024**3, ge=1)
-    """Bytes on disk that the features of the training images may take while it trains; more is refused before the training begins."""
+    """Bytes on disk that the features of training and held-out images may take while it trains; more is refused before any is computed."""
