@@ -114,7 +114,7 @@ class Labelled:
             return np.zeros((height, width), dtype=np.bool_)
         import cv2  # noqa: PLC0415 (heavy, and training does without)
 
-        mask = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+        mask = cv2.imdecode(np.frombuffer(_bytes(path), np.uint8), cv2.IMREAD_GRAYSCALE)
         if mask is None:
             raise ConfigError(f"{path}: expected an image that shows where the defect is")
         if mask.shape != (height, width):
