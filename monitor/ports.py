@@ -268,7 +268,8 @@ class Detector(Protocol):
     def load(self, folder: Path, *, device: str, precision: str) -> None:
         """Be ready to score: read `folder`, move, fuse and warm up. device: auto, cpu, cuda, cuda:1. precision: auto, fp32, bf16, fp16.
 
-        The options that act are those in `folder`. Raises ConfigError for a device or precision that this machine lacks."""
+        The options that act are those in `folder`. Raises ModelRefused where it holds no model of this kind, ConfigError for what this
+        machine lacks: a device, a precision, published weights that the model rests on."""
         ...
 
     def prepare(self, sample: Sample) -> Any:

@@ -110,7 +110,7 @@ def load_detector(version: ModelVersion, *, device: str, precision: str, report:
     """Verify, load and check a version: a detector that is ready to serve.
 
     Precision "auto" falls back to fp32, and reports it, where the fast one moves the reference scores too far.
-    Raises ModelRefused; ConfigError for a device or precision that is not here; DeviceLost.
+    Raises ModelRefused; ConfigError for a device, precision or published weights that are not here; DeviceLost.
     """
     verify(version)
     detector = _loaded(version, device, precision)
