@@ -7,6 +7,8 @@ import torch
 
 from monitor.errors import ConfigError, DeviceLost
 
+torch.backends.cudnn.allow_tf32 = False  # else fp32 convolutions on CUDA keep 10 bits of 23, also those that must stay exact
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -17,7 +17,7 @@ from monitor.types import FloatArray
 def filter_matrix(side: int, kernel: tuple[float, ...], device: torch.device, *, repeat_edge: bool) -> Tensor:
     """(side, side): the matrix that filters one axis with an odd `kernel`, the border mirrored with or without its edge.
 
-    As matrix products, filters stay exact in fp32 on every device, where convolutions may be rounded to TF32.
+    As matrix products, filters are exact in fp32 on every device.
     """
     radius = len(kernel) // 2
     period = 2 * side if repeat_edge else max(2 * side - 2, 1)
