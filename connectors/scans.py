@@ -43,7 +43,7 @@ def z_of(array: NDArray[Any], *, grid: bool) -> FloatArray:
 def float_tags(payload: bytes) -> Tags | None:
     """What the first directory of a TIFF says, where its pixels are floats; None of any other TIFF, and of a broken one. Raises BadSample.
 
-    That is for a tag which stands there twice: of two sizes, the one that is checked need not be the one that is decoded.
+    That is for a size which stands there twice or is negative: what is checked need not be what is decoded.
     """
     try:
         tags = _tags(payload)
@@ -105,18 +105,24 @@ def _tags(payload: bytes) -> Tags:
     if count > 4096:  # TIFF has a hundred tags
         raise BadSample("undecodable", f"TIFF whose directory has {count} entries")
     tags: Tags = {}
+    seen: set[int] = set()
     size = struct.calcsize(order + entry)
     for _ in range(count):
         tag, kind, values, inline = struct.unpack_from(order + entry, payload, at)
         at += size
-        if tag not in _NAMED or kind not in _INTEGERS or not 0 < values <= 4:
+        if tag not in _NAMED:
             continue
-        if tag in tags:
+        if tag in seen:
             raise BadSample("undecodable", f"TIFF with two tags {tag}")
+        seen.add(tag)
+        if kind not in _INTEGERS or not 0 < values <= 4:
+            continue  # libtiff takes no such size either
         read = f"{order}{values}{_INTEGERS[kind]}"
         if struct.calcsize(read) <= most:
             tags[tag] = struct.unpack_from(read, inline)
         else:
             tags[tag] = struct.unpack_from(read, payload, struct.unpack(order + offset, inline)[0])
+        if min(tags[tag]) < 0:
+            raise BadSample("undecodable", f"TIFF whose tag {tag} is {min(tags[tag])}")
     tags[_NEXT] = struct.unpack_from(order + offset, payload, at)
     return tags

@@ -161,6 +161,14 @@ def test_a_size_that_is_said_twice_is_refused_before_it_is_decoded() -> None:
     height = payload.index(struct.pack("<HHI", 257, 4, 1), 8 + XYZ.nbytes)
     twice = payload[:height] + struct.pack("<H", 256) + payload[height + 2 :]
     assert refused(twice) == "undecodable"
+    odd = tiff(t256=(41,) * 5).replace(struct.pack("<HHI", 257, 4, 1), struct.pack("<HHI", 256, 4, 1))  # the first is none that counts
+    assert refused(odd) == "undecodable"
+
+
+@pytest.mark.usefixtures("nothing_is_decoded")
+def test_a_negative_size_is_refused_before_it_is_decoded() -> None:
+    payload = tiff(t278=(100_000,), t322=(2**32 - 1,), t323=(16,))
+    assert refused(payload.replace(struct.pack("<HHI", 322, 4, 1), struct.pack("<HHI", 322, 9, 1))) == "undecodable"
 
 
 @pytest.mark.parametrize("kind", [4, 9])  # LONG, SLONG
