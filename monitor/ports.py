@@ -273,7 +273,7 @@ class Detector(Protocol):
         ...
 
     def prepare(self, sample: Sample) -> Any:
-        """What this detector needs of one sample (resized, as the network takes it). Thread-safe, on the CPU.
+        """What this detector needs of one sample (resized, as the network takes it). Thread-safe, on the CPU; before `fit` too.
 
         Raises BadSample where this sample can never be scored."""
         ...

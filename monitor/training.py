@@ -21,7 +21,7 @@ import numpy as np
 
 from monitor import reference
 from monitor.calibration import Calibration, Threshold
-from monitor.errors import ConfigError
+from monitor.errors import BadSample, ConfigError
 from monitor.evaluation.layouts import Files
 from monitor.ports import Detector, Options, Progress, Report
 from monitor.reference import scored
@@ -65,7 +65,7 @@ def train(job: Job, *, store: ModelStore, progress: Progress, report: Report, re
     """Raises ConfigError for data or options that cannot work, and for a resume that differs from what was begun."""
     with _work_folder(job.name, store) as folder:
         detector: Detector = resolve(job.options.implementation)(job.options)
-        digests = _read_all(job.files, detector.modality, progress)
+        digests = _read_all(job.files, detector, progress)
         parts = {part: job.files.take(indices) for part, indices in deal(len(job.files)).items()}
         _begin(folder, _plan(job, digests), resume=resume)
         fit, built = folder / "fit", folder / "model"
@@ -141,14 +141,20 @@ def _check(job: Job, built: Path, precision: str, samples: Sequence[Sample], exp
     return {"precision": precision, "device": detector.device, "deviation": moved, "within": moved <= allowed}
 
 
-def _read_all(files: Files, modality: str, progress: Progress) -> list[str]:
-    """The sha256 of every sample's files, each decoded once: one that cannot be learnt from is named before hours of training, not after."""
+def _read_all(files: Files, detector: Detector, progress: Progress) -> list[str]:
+    """The sha256 of every sample's files, each decoded and prepared once.
+
+    What cannot be learnt from is named before hours of training, not after."""
     digests = []
     for index in range(len(files)):
         payloads = files.payloads(index)
         found = files.sample(index, payloads)
-        if not found.has(modality):
-            raise ConfigError(f"{files.position(index)}: expected {modality}, found {found.sensors}")
+        if not found.has(detector.modality):
+            raise ConfigError(f"{files.position(index)}: expected {detector.modality}, found {found.sensors}")
+        try:
+            detector.prepare(found)
+        except BadSample as error:
+            raise ConfigError(f"{files.position(index)}: {error}") from error
         digests.append(hashlib.sha256(b"".join(payloads)).hexdigest())
         progress("read", index + 1, len(files), {})
     return digests

@@ -315,6 +315,10 @@ def test_a_device_or_precision_that_is_not_here_is_a_mistake_in_the_configuratio
         case.new().load(trained.folder, device=device, precision=precision)
 
 
+def test_samples_can_be_prepared_before_the_fit(case: Case) -> None:
+    assert case.new().prepare(case.normals(1, 9)[0]) is not None
+
+
 def test_a_folder_without_a_model_is_refused(case: Case, tmp_path: Path) -> None:
     with pytest.raises(ModelRefused):
         case.new().load(tmp_path, device=case.device, precision="fp32")

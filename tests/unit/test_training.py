@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
-from fake_detector import FakeOptions
+from fake_detector import FakeDetector, FakeOptions
 from monitor.calibration import Calibration
-from monitor.errors import ConfigError, ModelRefused
+from monitor.errors import BadSample, ConfigError, ModelRefused
 from monitor.evaluation.layouts import training_files
 from monitor.reference import load_detector
 from monitor.store import ModelStore
 from monitor.training import Job, Trained, deal, train
+from monitor.types import Sample
 
 
 @pytest.fixture
@@ -169,6 +170,17 @@ def test_a_file_that_is_no_sample_is_named_before_the_fit(normals: Path, tmp_pat
     monkeypatch.setattr("fake_detector.FakeDetector.fit", lambda *_, **__: pytest.fail("fitted"))
     (normals / "010.png").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"010\.png"):
+        run(job(normals), ModelStore(tmp_path / "models"))
+
+
+def test_a_sample_that_the_detector_cannot_take_is_named_before_the_fit(normals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(detector: FakeDetector, sample: Sample) -> None:
+        if sample.position == "010.png":
+            raise BadSample("empty", "it shows no object")
+
+    monkeypatch.setattr("fake_detector.FakeDetector.fit", lambda *_, **__: pytest.fail("fitted"))
+    monkeypatch.setattr("fake_detector.FakeDetector.prepare", prepare)
+    with pytest.raises(ConfigError, match=r"010\.png: it shows no object"):
         run(job(normals), ModelStore(tmp_path / "models"))
 
 
