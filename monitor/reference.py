@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from monitor.calibration import Calibration, Threshold
-from monitor.errors import ConfigError, DeviceLost, ModelRefused, MonitorError
+from monitor.errors import BadSample, ConfigError, DeviceLost, ModelRefused, MonitorError
 from monitor.ports import Detector, Options, Report
 from monitor.registry import options_class, resolve
 from monitor.store import verify
@@ -33,11 +33,18 @@ _FACTS = ("source", "topic", "position", "stream", "rate")
 def scored(detector: Detector, samples: Sequence[Sample], size: int, *, every: bool = False) -> Iterator[tuple[tuple[Sample, ...], Scores]]:
     """Batches of `size` in order, each with its scores, as the daemon makes them.
 
-    Raises MonitorError where the detector answers with another length or with what is not finite, and BadSample.
+    Raises MonitorError where the detector answers with another length or with what is not finite, and BadSample with the sample's id.
     """
     for start in range(0, len(samples), size):
         chunk = tuple(samples[index] for index in range(start, min(start + size, len(samples))))
-        yield chunk, checked(detector.score(detector.stack(chunk, [detector.prepare(sample) for sample in chunk]), every=every), chunk)
+        yield chunk, checked(detector.score(detector.stack(chunk, [_prepared(detector, sample) for sample in chunk]), every=every), chunk)
+
+
+def _prepared(detector: Detector, sample: Sample) -> Any:
+    try:
+        return detector.prepare(sample)
+    except BadSample as error:
+        raise BadSample(error.reason, f"{sample.id}: {error}") from error
 
 
 def checked(scores: Scores, samples: Sequence[Sample]) -> Scores:

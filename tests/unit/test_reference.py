@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fake_detector import FakeDetector, FakeOptions
 from monitor import reference
 from monitor.calibration import Calibration
-from monitor.errors import ConfigError, DeviceLost, ModelRefused, MonitorError
+from monitor.errors import BadSample, ConfigError, DeviceLost, ModelRefused, MonitorError
 from monitor.store import ModelStore
 from monitor.types import ModelVersion, Sample
 
@@ -37,6 +37,13 @@ def published(tmp_path: Path, *, tolerance: float = 1e-5, **options: Any) -> Mod
         "reference": {"scores": scores, "tolerance": tolerance},
     }
     return ModelStore(tmp_path / "store").publish("bottle", built, facts)
+
+
+def test_what_cannot_be_scored_is_named() -> None:
+    blind = Sample(source="s", topic="t", position="7", stream="x", captured=0.0, received=0.0, depth=np.ones((3, 4), np.float32))
+    with pytest.raises(BadSample, match=f"{blind.id}: an image is needed") as caught:
+        list(reference.scored(FakeDetector(FakeOptions()), [blind], 2))
+    assert caught.value.reason == "unsupported"
 
 
 class Reports(list[tuple[str, dict[str, Any]]]):
