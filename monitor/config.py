@@ -288,8 +288,9 @@ def _expected(model: type[BaseModel], place: str, mistake: Mapping[str, Any]) ->
     if mistake["type"] in WORDS:
         return WORDS[mistake["type"]]
     if mistake["type"] == "literal_error":
-        quotes = ", in quotes" if not isinstance(mistake["input"], str) else ""
-        return f"expected {mistake['ctx']['expected']}{quotes}"
+        expected = mistake["ctx"]["expected"]
+        quotes = ", in quotes" if "'" in expected and not isinstance(mistake["input"], str) else ""
+        return f"expected {expected}{quotes}"
     if mistake["type"] == "string_pattern_mismatch" and place in model.model_fields:
         return f"expected {model.model_fields[place].description} It must match {mistake['ctx']['pattern']}"
     return str(mistake["msg"]).removeprefix("Value error, ")

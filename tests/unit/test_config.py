@@ -280,6 +280,13 @@ def test_mistakes_are_in_the_words_of_the_file(tmp_path: Path) -> None:
     assert 'detectors.bottle.inputs: expected a list, ["...", "..."] (it is \'cameras\')' in mistakes(tmp_path, text)
 
 
+@pytest.mark.parametrize(("options", "told"), [("{ stride = 64 }", "expected 8, 16 or 32 (it is 64)"), ("{ mode = 3 }", "in quotes (it is 3)")])
+def test_quotes_are_asked_for_where_the_choices_have_them(tmp_path: Path, options: str, told: str) -> None:
+    text = GOOD[: GOOD.index("[detectors")] + f'[detectors.bottle]\nkind = "ast"\ninputs = ["cameras"]\noptions = {options}\n'
+    [mistake] = mistakes(tmp_path, text)
+    assert mistake.endswith(told)
+
+
 def test_what_would_go_round_without_end_is_refused_folder(tmp_path):
     text = '[sources.cameras]\nkind = "folder"\npath = "in"\n' + GOOD[GOOD.index("[detectors") :]
     load(tmp_path, text + '[dead_letter]\nkind = "folder"\npath = "inner"\n')
