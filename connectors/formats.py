@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from connectors.arrays import read_archive, read_array
 from connectors.scans import float_tags, read_float_tiff, z_of
@@ -76,7 +76,8 @@ class ImageFormat:
                 orientation = _orientation(header)
                 deep = name == "TIFF" and max(header.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8  # type: ignore[attr-defined]
         except Exception as error:  # Pillow raises nearly anything for broken bytes
-            raise BadSample("undecodable", f"broken {name} header: {error}") from error
+            why = "none that can be read" if isinstance(error, UnidentifiedImageError) else error  # whose words are an address in memory
+            raise BadSample("undecodable", f"broken {name} header: {why}") from error
         _check_pixels(width, height, limits)
         if pages > 1:
             raise BadSample("unsupported", f"{name} with {pages} pictures; one message holds one")
@@ -114,7 +115,7 @@ class NumpyFormat:
             return sample(message, envelope, image=_as_image(image))
         arrays = read_archive(envelope.payload, ("image", "depth", "xyz"), limits.max_pixels)
         if "image" not in arrays:
-            raise BadSample("unsupported", "NPZ without an array called image")
+            raise BadSample("unsupported", "NPZ without an array called image; depth alone is read as TIFF of 32-bit floats")
         if "depth" in arrays and "xyz" in arrays:
             raise BadSample("unsupported", "NPZ with both depth and xyz; one of them is taken")
         image, depth = _as_image(arrays["image"]), None

@@ -166,6 +166,14 @@ def test_a_truncated_image_is_refused(name: str, share: float) -> None:
     assert refused(payload[: int(len(payload) * share)]) == "undecodable"
 
 
+def test_a_header_that_nothing_can_be_made_of_is_told_in_words() -> None:
+    for name, payload in IMAGES.items():
+        for size in range(12, len(payload) // 2, 40):
+            with pytest.raises(BadSample) as caught:
+                decoded(payload[:size])
+            assert "object at" not in str(caught.value), name
+
+
 def test_a_long_jpeg_cut_short_is_refused_and_not_finished_in_grey() -> None:
     noise = RNG.integers(0, 255, (600, 800, 3)).astype(np.uint8)
     for options in ({}, {"progressive": True}):
