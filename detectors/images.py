@@ -22,7 +22,7 @@ def square_rgb(sample: Sample, side: int) -> Pixels:
     """
     image = sample.image
     if image is None:
-        raise BadSample("unsupported", f"an image is needed, this is {sample.modality}")
+        raise BadSample("unsupported", f"an image is needed, this is {sample.sensors}")
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype not in (np.uint8, np.uint16):
         raise BadSample("unsupported", f"an image of {image.shape} {image.dtype}: expected (H, W, 1 or 3) of 8 or 16 bit")
     if image.size == 0:

@@ -136,7 +136,7 @@ def _in_metres(sample: Sample) -> FloatArray:
     """The sample's depth (H, W). Raises BadSample where it has none, or where that cannot be depth in metres."""
     z = sample.depth
     if z is None:
-        raise BadSample("unsupported", f"depth is needed, this is {sample.modality}")
+        raise BadSample("unsupported", f"depth is needed, this is {sample.sensors}")
     if z.ndim != 2 or z.dtype != np.float32:
         raise BadSample("unsupported", f"depth of {z.shape} {z.dtype}: expected (H, W) of float32")
     measured = np.count_nonzero(z > 0)
