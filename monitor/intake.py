@@ -24,7 +24,7 @@ from monitor.serving import Devices, Model, ModelSlot, check_model
 from monitor.settings import DetectorSettings
 from monitor.signals import Signal, look
 from monitor.streams import Streams
-from monitor.types import Sample
+from monitor.types import SENSORS, Sample
 
 if TYPE_CHECKING:
     from monitor.tracing import Tracing
@@ -303,7 +303,9 @@ class Intake:
         watching = {name: model for name, model in models.items() if any(fnmatchcase(sample.stream, glob) for glob in self._detectors[name].streams)}
         takers = {name: model for name, model in watching.items() if sample.has(model.detector.modality)}
         if watching and not takers:
-            raise BadSample("unsupported", f"{sample.sensors} from stream {sample.stream}, whose detectors ({', '.join(watching)}) do not take it")
+            wanted = " or ".join(sorted({SENSORS[model.detector.modality] for model in watching.values()}))
+            error = f"{sample.sensors} from stream {sample.stream}, whose detectors ({', '.join(watching)}) do not take it: expected {wanted}"
+            raise BadSample("unsupported", error)
         if not watching:
             known = sample.stream in self._unwatched or len(self._unwatched) >= MOST_STREAMS_LOGGED
             self._report("stream_unwatched", quiet=known, source=self._name, stream=sample.stream)

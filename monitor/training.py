@@ -27,7 +27,7 @@ from monitor.ports import Detector, Options, Progress, Report
 from monitor.reference import scored
 from monitor.registry import resolve
 from monitor.store import ModelStore
-from monitor.types import ModelVersion, Sample
+from monitor.types import SENSORS, ModelVersion, Sample
 
 DEAL = "TCTTETCTTC"
 """Contiguous tenths of the normals, in order of file or time: T training, E early stopping, C calibration.
@@ -150,7 +150,7 @@ def _read_all(files: Files, detector: Detector, progress: Progress) -> list[str]
         payloads = files.payloads(index)
         found = files.sample(index, payloads)
         if not found.has(detector.modality):
-            raise ConfigError(f"{files.position(index)}: expected {detector.modality}, found {found.sensors}")
+            raise ConfigError(f"{files.position(index)}: expected {SENSORS[detector.modality]}, found {found.sensors}")
         try:
             detector.prepare(found)
         except BadSample as error:

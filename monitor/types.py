@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Modality = Literal["image", "rgbd", "sound"]
+SENSORS: Mapping[str, str] = {"image": "image", "rgbd": "depth", "sound": "sound"}
+"""What a sample must hold for a detector of that modality, in the words of `Sample.sensors`."""
 EventType = Literal["monitor.alert.v1", "monitor.score.v1", "monitor.health.v1", "monitor.dead_letter.v1"]
 
 FloatArray = NDArray[np.float32]

@@ -168,7 +168,7 @@ async def test_a_detector_of_images_sees_the_image_of_a_scan_and_takes_no_depth_
     assert len(line.ids("alert")) == 1
     [letter] = line.dead.letters
     assert letter.reason == "unsupported"
-    assert "depth from stream press, whose detectors (bottle0) do not take it" in letter.error
+    assert "depth from stream press, whose detectors (bottle0) do not take it: expected image" in letter.error
 
 
 @pytest.mark.parametrize("corner", [RAISES, NAN])
