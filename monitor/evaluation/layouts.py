@@ -132,7 +132,7 @@ def training_files(layout: str, data: Path, category: str | None) -> Files:
     normal = root / "train" / NORMAL
     if layout == "mvtec3d":
         return Files(root, root.name, *_scans(normal))
-    return Files(root, root.name, _files(normal, "normal samples to train on"))
+    return Files(root, root.name, _files(normal, "normal samples to train on (layout mvtec)"))
 
 
 def labelled_files(layout: str, data: Path, category: str | None) -> Labelled:
@@ -153,7 +153,7 @@ def labelled_files(layout: str, data: Path, category: str | None) -> Labelled:
             depths += deep
             drawn = _masks(folder / "gt", "", found) if folder.name != NORMAL else [None] * len(found)
         else:
-            found = _files(folder, "test samples")
+            found = _files(folder, "test samples (layout mvtec)")
             drawn = _masks(root / "ground_truth" / folder.name, "_mask", found)
         paths += found
         masks += drawn
@@ -164,7 +164,7 @@ def labelled_files(layout: str, data: Path, category: str | None) -> Labelled:
 
 def _scans(folder: Path) -> tuple[list[Path], list[Path]]:
     """The images of `rgb` and, in their order, the files of the same stem in `xyz`. Raises ConfigError where one lacks the other."""
-    images, points = _files(folder / "rgb", "images"), _files(folder / "xyz", "scans")
+    images, points = _files(folder / "rgb", "images (layout mvtec3d)"), _files(folder / "xyz", "scans (layout mvtec3d)")
     rgb, xyz = Counter(path.stem for path in images), Counter(path.stem for path in points)
     if odd := sorted(stem for stem in rgb | xyz if (rgb[stem], xyz[stem]) != (1, 1)):
         raise ConfigError(f"{folder}: expected one file of each name in rgb and one in xyz, not so of {', '.join(odd[:5])}")

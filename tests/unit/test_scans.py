@@ -128,7 +128,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no rgb": (lambda good: (good / "rgb" / "004.png").unlink(), "not so of 004$"),
     "two rgb": (lambda good: shutil.copy(good / "rgb" / "004.png", good / "rgb" / "004.jpg"), "not so of 004$"),
-    "no folder": (lambda good: shutil.rmtree(good / "xyz"), r"train/good/xyz: expected a folder of scans, found nothing"),
+    "no folder": (lambda good: shutil.rmtree(good / "xyz"), r"train/good/xyz: expected a folder of scans \(layout mvtec3d\), found nothing"),
     "other size": (lambda good: _small(good / "xyz" / "004.tiff"), r"rgb/004\.png and .*xyz/004\.tiff: expected the same .* 96 x 96 and 40 x 30"),
     "two images": (
         lambda good: (good / "xyz" / "004.tiff").write_bytes((good / "rgb" / "004.png").read_bytes()),
@@ -147,10 +147,10 @@ def test_scans_that_do_not_fit_are_named(own: Path, what: str) -> None:
 
 
 def test_the_layouts_are_not_taken_for_each_other(scans: Path) -> None:
-    with pytest.raises(ConfigError, match=r"good: expected normal samples to train on, found rgb, xyz"):
+    with pytest.raises(ConfigError, match=r"good: expected normal samples to train on \(layout mvtec\), found rgb, xyz"):
         training_files("mvtec", scans, "block")
     (scans.parent / "flat" / "cup" / "train" / "good").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"train/good/rgb: expected a folder of images, found nothing"):
+    with pytest.raises(ConfigError, match=r"train/good/rgb: expected a folder of images \(layout mvtec3d\), found nothing"):
         training_files("mvtec3d", scans.parent / "flat", "cup")
 
 
