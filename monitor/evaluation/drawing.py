@@ -130,15 +130,17 @@ def _histograms(evaluation: Evaluation) -> Figure:
     panels = {name: values for name, values in evaluation.named.items() if not np.array_equal(values, evaluation.scores)}
     serving = next((name for name, values in evaluation.named.items() if name not in panels), "score")
     panels = {f"{serving} (serves)": evaluation.scores, **panels}
-    figure = Figure(figsize=(4.4 * len(panels), 3.4), dpi=120, layout="constrained")
+    columns = min(len(panels), 3)  # more would be too small to read on a page
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.4 * rows), dpi=120, layout="constrained")
     for place, (name, values) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), place + 1)
+        axes = figure.add_subplot(rows, columns, place + 1)
         edges = np.histogram_bin_edges(values, bins=30).tolist()
         axes.hist(values[~anomalous], edges, color=NORMAL, alpha=0.6, label="normal")
         axes.hist(values[anomalous], edges, color=DEFECT, linewidth=1.5, histtype="step", label="defect")
         if place == 0:
             axes.axvline(evaluation.threshold.value, color=LINE, linestyle="--", label="threshold")
-        axes.set(xlabel=name, ylabel="samples" if place == 0 else None)
+        axes.set(xlabel=name, ylabel="samples" if place % columns == 0 else None)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
         axes.locator_params(axis="x", nbins=5)
         axes.legend(frameon=False)
