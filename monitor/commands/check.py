@@ -89,7 +89,8 @@ def _warn(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
         trained = version.manifest["options"]
         written = detector.options.model_dump(mode="json", exclude_unset=True)
         for key in [key for key, value in written.items() if value != trained.get(key) and value != "auto"]:
-            say("warning", f"{at}.options.{key}", f"{written[key]!r} acts at the next training; the model serves with {trained.get(key)!r}")
+            served = "without it" if trained.get(key) is None else f"with {trained[key]!r}"
+            say("warning", f"{at}.options.{key}", f"{written[key]!r} acts at the next training; the model serves {served}")
 
 
 def _reach(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
