@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from monitor.ports import Options
 
@@ -12,6 +12,8 @@ Mode = Literal["rgb", "depth", "rgb+depth"]
 Student = Literal["cnn", "flow"]
 Score = Literal["mean", "top_10", "top_1", "max"]
 BackboneName = Literal["efficientnet_lite2", "efficientnet_b5"]
+BLOCKS: dict[BackboneName, int] = {"efficientnet_lite2": 21, "efficientnet_b5": 39}
+"""How many blocks each has; told here, without torch, so that `monitor check` knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +131,13 @@ class AstOptions(Options):
     """Sigma in positions of the Gaussian that smooths distances before they are scored and shown; 0 for none."""
     feature_cache: int = Field(default=8 * 1024**3, ge=1)
     """Bytes on disk that the features of training and held-out images may take while it trains; more is refused before any is computed."""
+
+    @field_validator("blocks")
+    @classmethod
+    def _are_there(cls, blocks: tuple[int, ...] | None, others: ValidationInfo) -> tuple[int, ...] | None:
+        if blocks is not None and {"preset", "backbone"} <= others.data.keys():  # else those are what is told
+            backbone: BackboneName = others.data["backbone"] or PRESETS[others.data["preset"]].backbone
+            there = range(BLOCKS[backbone])
+            if not blocks or [*blocks] != sorted({*blocks}.intersection(there)):
+                raise ValueError(f"expected one or more of 0 to {there[-1]}, ascending, of {backbone} (it is {[*blocks]})")
+        return blocks

@@ -110,11 +110,6 @@ def edited(models: dict[str, Model], tmp_path: Path) -> Callable[..., Path]:
     return copy
 
 
-def test_blocks_that_the_backbone_has_not_are_a_mistake_in_the_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="blocks"):
-        fitted(tmp_path, blocks=(2, 30))
-
-
 def test_settings_come_from_the_options_and_the_samples_decide_nothing(models: dict[str, Model]) -> None:
     for mode, model in models.items():
         saved = json.loads((model.folder / "detector.json").read_text())

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from detectors.ast.detector import WEIGHT_DECAY, resolved, settings_of
 from detectors.ast.networks import ENCODING, KERNELS, RESIDUAL_BLOCKS, SLOPE
-from detectors.ast.options import PRESETS, AstOptions, Preset
+from detectors.ast.options import BLOCKS, PRESETS, AstOptions, Preset
+from detectors.backbones import ARCHITECTURES
 
 
 def test_options_leave_torch_and_cv2_alone() -> None:
@@ -42,6 +43,20 @@ def test_the_paper_preset_is_the_released_configuration() -> None:
     assert (WEIGHT_DECAY, KERNELS, ENCODING, RESIDUAL_BLOCKS, SLOPE) == (1e-5, (3, 3, 3, 5), 32, 4, 0.01)
     settings = settings_of(AstOptions(preset="paper", mode="rgb+depth"), PRESETS["paper"], None)
     assert (settings.grid, settings.channels, settings.positional_encoding, settings.student, settings.smoothing) == (24, 368, True, "cnn", 0)
+
+
+@pytest.mark.parametrize("blocks", [(), (6, 21), (-1,), (14, 6), (6, 6)])
+def test_blocks_that_the_backbone_has_not_are_a_mistake_in_the_configuration(blocks: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"blocks\n.*expected one or more of 0 to 20, ascending, of efficientnet_lite2"):
+        AstOptions(blocks=blocks)
+    with pytest.raises(ValidationError, match="blocks"):
+        AstOptions(preset="paper", blocks=(39,))
+    AstOptions(backbone="efficientnet_b5", blocks=(6, 38))
+
+
+def test_the_options_know_how_many_blocks_there_are() -> None:
+    for name, architecture in ARCHITECTURES.items():
+        assert sum(stage.repeats for stage in architecture.stages) == BLOCKS[name]
 
 
 @pytest.mark.parametrize(
