@@ -76,7 +76,7 @@ def _warn(settings: "Settings", say: Callable[[str, str, str], None]) -> None:
                 say("warning", at, f"no model yet: its sources hold until `monitor train {name}`")
                 continue
             if version.manifest["kind"] != detector.kind:
-                say("mistake", at, f"its model {version.id} is of kind {version.manifest['kind']}, not {detector.kind}")
+                say("mistake", at, f"its model {version.id} is of kind {version.manifest['kind']}, not {detector.kind}: `monitor train {name}`")
                 continue
             verify(version)
             threshold = Calibration.from_manifest(version.manifest).threshold(detector.false_alarm_probability)
