@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monitor.errors import BadSample
-from monitor.types import Sample
+from monitor.types import FloatArray, Sample
 
 Pixels = NDArray[Any]
 """Colours of one image or more, (..., S, S, 3): uint8, or float32 in [0, 1]."""
@@ -55,5 +55,9 @@ def stacked(images: list[Pixels]) -> Pixels:
     """B times (S, S, 3) -> (B, S, S, 3) uint8, or float32 in [0, 1] if any is."""
     if all(image.dtype == np.uint8 for image in images):
         return np.stack(images)
-    unit = [image if image.dtype == np.float32 else image.astype(np.float32) / np.float32(255) for image in images]
-    return np.stack(unit)
+    return np.stack([unit(image) for image in images])
+
+
+def unit(pixels: Pixels) -> FloatArray:
+    """uint8, or float32 in [0, 1] -> float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels

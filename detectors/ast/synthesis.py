@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from detectors.ast.depth import Scan
 from detectors.ast.features import View
-from detectors.images import Pixels, resize
+from detectors.images import Pixels, resize, unit
 from detectors.synthesis import defect, dent
 from monitor.types import FloatArray
 
@@ -42,8 +42,3 @@ def foreground(mask: FloatArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """(g, g) -> `shape`, never all False: an object smaller than a position covers none of them whole."""
     large = resize(mask, *shape)
     return np.asarray(large > 0.5 * large.max())
-
-
-def unit(pixels: Pixels) -> FloatArray:
-    """-> float32 in [0, 1]."""
-    return pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels
