@@ -87,14 +87,17 @@ class Sample:
 
     def has(self, modality: str) -> bool:
         """Whether a detector of `modality` can look at it: one of images at what has an image, one of scans at what has depth."""
-        sensor = {"image": self.image, "rgbd": self.depth, "sound": self.waveform}[modality]
-        return sensor is not None
+        return SENSORS[modality] in self._held
 
     @property
     def sensors(self) -> str:
         """What it holds, in words: "image", "image and depth", "depth" or "sound"."""
+        return " and ".join(self._held)
+
+    @property
+    def _held(self) -> list[str]:
         named = {"image": self.image, "depth": self.depth, "sound": self.waveform}
-        return " and ".join(name for name, array in named.items() if array is not None)
+        return [name for name, array in named.items() if array is not None]
 
     @property
     def measured(self) -> NDArray[np.bool_]:
