@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from monitor.types import Batch, Envelope, Event, Message, Sample, Scores
+from monitor.types import Batch, Envelope, Event, Message, Sample, Scores, Segmentation
 
 
 class Options(BaseModel):
@@ -245,6 +245,8 @@ class Detector(Protocol):
 
     Of a scan with an image a detector of modality "image" sees the image, and one of modality "rgbd" what its options ask for."""
 
+    segmentation: Segmentation | None
+    """After load, of a detector of sound: how recordings are cut for it. None of any other."""
     device: str
     """After load: where it scores, "cpu" or "cuda:0"."""
     precision: str

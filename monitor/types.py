@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +48,39 @@ class Envelope:
     """What a message says of its payload: by headers, as a CloudEvent (binary or structured), or by its broker.
 
     `content_type` is a bare lower-case media type; `captured` is epoch seconds; `payload` the file as the sensor sent it.
+    A chunk of a longer recording names it, the index of its first sample in it, and whether it is the last; else `recording` is None.
     """
 
     payload: bytes
     stream: str
     captured: float
     content_type: str | None = None
+    recording: str | None = None
+    offset: int = 0
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segmentation:
+    """How a detector of sound wants recordings cut: `length` seconds every `hop` seconds; a shorter stretch is scored from `shortest` on."""
+
+    length: float
+    hop: float
+    shortest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Which piece of a recording a sample is: its `index`-th segment, what lies from `start` to `end` seconds of it.
+
+    partial: samples of the segment are missing; then this is its longest stretch.
+    """
+
+    recording: str
+    index: int
+    start: float
+    end: float
+    partial: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,6 +90,7 @@ class Sample:
     image: (H, W, C) uint8 or uint16, C = 1 (grey) or 3 (RGB), never rescaled per image. depth: (H, W) float32, of the same
     H and W where there is an image too; NaN, 0 and below are "not measured".
     waveform: (channels, T) float32 in [-1, 1] at `rate` Hz. `captured` and `received` are epoch seconds.
+    segment: only of a piece of a recording that came in several messages; topic and position are then those of the first of them.
     """
 
     source: str
@@ -74,9 +103,13 @@ class Sample:
     depth: FloatArray | None = None
     waveform: FloatArray | None = None
     rate: int | None = None
+    segment: Segment | None = None
 
     @property
     def id(self) -> str:
+        """A segment's does not depend on how its recording was cut into messages."""
+        if self.segment is not None:
+            return f"{self.source}/{self.stream}/{quote(self.segment.recording, safe='')}/{self.segment.index}"
         return f"{self.source}/{self.topic}/{self.position}"
 
     @property
@@ -115,15 +148,27 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Axes:
+    """Where a map of sound lies: the edges of its columns and rows.
+
+    seconds: (W + 1,) ascending, of the sample. hertz: (H + 1,) descending: low is at the bottom.
+    """
+
+    seconds: FloatArray
+    hertz: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scores:
-    """values: (B,) float32, higher is stranger, raw. maps: per sample (H, W) float32 at the sent size, or None.
+    """values: (B,) float32, higher is stranger, raw. maps: per sample (H, W) float32, or None; of images at the sent size.
 
     A map may be drawn only when it is indexed: at the sent size it costs far more memory than its network's, and few are wanted.
-    named: score name -> (B,) float32, filled only by `score(batch, every=True)`.
+    axes: of sound, those of each map. named: score name -> (B,) float32, filled only by `score(batch, every=True)`.
     """
 
     values: FloatArray
     maps: Sequence[FloatArray] | None = None
+    axes: Sequence[Axes] | None = None
     named: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
@@ -153,6 +198,7 @@ class Verdict:
     threshold: float
     scored: float
     map: FloatArray | None = None
+    axes: Axes | None = None
 
     @property
     def anomalous(self) -> bool:

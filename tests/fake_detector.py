@@ -50,6 +50,7 @@ class FakeOptions(Options):
 
 class FakeDetector:
     modality = "image"
+    segmentation = None
 
     def __init__(self, options: FakeOptions) -> None:
         self._options = options

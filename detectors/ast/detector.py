@@ -46,6 +46,8 @@ class Inputs:
 class Ast:
     """`Ast(options)`; see monitor.ports.Detector."""
 
+    segmentation = None
+
     def __init__(self, options: AstOptions) -> None:
         self.modality = "image" if options.mode == "rgb" else "rgbd"
         self._options = options

@@ -46,6 +46,7 @@ class Autoencoder:
     """`Autoencoder(options)`; see monitor.ports.Detector."""
 
     modality = "image"
+    segmentation = None
 
     def __init__(self, options: AutoencoderOptions) -> None:
         self._options = options

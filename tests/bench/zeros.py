@@ -20,6 +20,7 @@ class ZerosOptions(Options):
 
 class Zeros:
     modality = "image"
+    segmentation = None
 
     def __init__(self, options: ZerosOptions) -> None:
         self._delay = options.delay
