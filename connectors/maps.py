@@ -29,16 +29,17 @@ def describe(event: Event, place: Place | None = None) -> dict[str, Any]:
     """`data.map` of an event that has a map.
 
     The PNG as `base64` or its `uri`, its sha256, media_type, width and height (the sample's, or halved until it fits), and the
-    scores that black and white stand for: score = black + grey / 255 * (white - black).
+    scores that black and white stand for: score = black + grey / 255 * (white - black). Of sound `axes` too, halved with it.
     """
     assert event.map is not None
-    scores = event.map
-    png, facts = _encode(scores)
+    scores, axes = event.map, event.axes
+    png, facts = _encode(scores, axes)
     if _base64_size(png) > INLINE_BYTES and place is not None:
         return {**facts, "uri": place(event, png), "sha256": hashlib.sha256(png).hexdigest()}
     while _base64_size(png) > INLINE_BYTES:
         scores = _halved(scores)
-        png, facts = _encode(scores)
+        axes = None if axes is None else {**axes, "hertz": [*axes["hertz"][:-1:2], axes["hertz"][-1]]}
+        png, facts = _encode(scores, axes)
     return {**facts, "sha256": hashlib.sha256(png).hexdigest(), "base64": base64.b64encode(png).decode()}
 
 
@@ -88,7 +89,7 @@ def read_map(event: Mapping[str, Any], fetch: Callable[[str], bytes] | None = No
     return png
 
 
-def _encode(scores: FloatArray) -> tuple[bytes, dict[str, Any]]:
+def _encode(scores: FloatArray, axes: Mapping[str, Any] | None) -> tuple[bytes, dict[str, Any]]:
     """(H, W) float32 -> grey PNG of 8 bits, and what it says."""
     black, white = float(scores.min()), float(scores.max())
     scale = 255 / (white - black) if white > black else 0.0
@@ -96,7 +97,8 @@ def _encode(scores: FloatArray) -> tuple[bytes, dict[str, Any]]:
     done, png = cv2.imencode(".png", grey, [cv2.IMWRITE_PNG_COMPRESSION, 4])
     assert done
     height, width = grey.shape
-    return png.tobytes(), {"media_type": "image/png", "width": width, "height": height, "black": black, "white": white}
+    facts = {"media_type": "image/png", "width": width, "height": height, "black": black, "white": white}
+    return png.tobytes(), facts if axes is None else {**facts, "axes": axes}
 
 
 def _halved(scores: FloatArray) -> FloatArray:

@@ -35,6 +35,26 @@ class Region(Data):
     """The largest map value in it."""
 
 
+class SoundRegion(Data):
+    """One stretch of time and pitch where the fault is. Seconds count from the beginning of the recording; a clip that was sent whole is one."""
+
+    start: float = Field(ge=0)
+    end: float = Field(gt=0)
+    low_hz: float = Field(ge=0)
+    high_hz: float = Field(gt=0)
+    peak: float
+    """The largest map value in it."""
+
+
+class MapAxes(Data):
+    """Where a map of sound lies: its columns run evenly from `start` to `end`, in seconds as those of the regions."""
+
+    start: float = Field(ge=0)
+    end: float = Field(gt=0)
+    hertz: tuple[float, ...]
+    """The edges of its rows from the top down, one more than there are rows: high pitch is at the top."""
+
+
 class MapImage(Data):
     """The score map as a grey PNG: score = black + grey / 255 * (white - black)."""
 
@@ -45,6 +65,8 @@ class MapImage(Data):
     """The score at grey 0."""
     white: float
     """The score at grey 255."""
+    axes: MapAxes | None = None
+    """Only of sound; a map of an image covers the image."""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     """Of the PNG."""
     base64: str | None = None
@@ -77,8 +99,8 @@ class ScoreData(Data):
 class AlertData(ScoreData):
     """What one detector says of an anomalous sample."""
 
-    regions: tuple[Region, ...]
-    """Where the fault is, strongest first; at least one where the detector draws maps."""
+    regions: tuple[Region, ...] | tuple[SoundRegion, ...]
+    """Where the fault is, in an image or in sound, strongest first; at least one where the detector draws maps."""
     map: MapImage | None = None
     """Missing (null) when the sink could not send it even at its smallest."""
 

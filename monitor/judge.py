@@ -1,15 +1,18 @@
 """Scores and a threshold -> verdicts, regions, events. Small and without memory: one verdict per sample."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from monitor.calibration import Calibration
-from monitor.events import AlertData, Origin, Region, ScoreData
-from monitor.types import Event, FloatArray, ModelVersion, Sample, Scores, Verdict, rfc_3339
+from monitor.events import AlertData, MapAxes, Origin, Region, ScoreData, SoundRegion
+from monitor.types import Axes, Event, FloatArray, ModelVersion, Sample, Scores, Verdict, rfc_3339
 
 MOST_REGIONS = 32  # the strongest; a map torn into hundreds of specks says nothing more
+GAP = 0.25
+"""Seconds: parts of a map of sound that are no further apart are one region; the knocks of a bearing are one fault, not a hundred."""
 
 
 class Judge:
@@ -36,19 +39,24 @@ class Judge:
                 threshold=threshold,
                 scored=scored,
                 map=scores.maps[index] if scores.maps is not None and score > threshold else None,
+                axes=scores.axes[index] if scores.axes is not None and score > threshold else None,
             )
             for index, (sample, score) in enumerate(zip(samples, scores.values, strict=True))
         ]
 
     def alert(self, verdict: Verdict) -> Event:
         """The alert of an anomalous verdict, with its regions and its map."""
-        found = regions(verdict.map, self._map_threshold) if verdict.map is not None else ()
+        found: tuple[Region, ...] | tuple[SoundRegion, ...] = ()
+        if verdict.map is not None and verdict.axes is not None:
+            found = sound_regions(verdict.map, self._map_threshold, verdict.axes, _began(verdict))
+        elif verdict.map is not None:
+            found = regions(verdict.map, self._map_threshold)
         data = AlertData(**self._facts(verdict).__dict__, regions=found).model_dump(mode="json", exclude_none=True)
-        return self._event("monitor.alert.v1", verdict, data, verdict.map)
+        return self._event("monitor.alert.v1", verdict, data)
 
     def score(self, verdict: Verdict) -> Event:
         """The score event of any verdict."""
-        return self._event("monitor.score.v1", verdict, self._facts(verdict).model_dump(mode="json", exclude_none=True), None)
+        return self._event("monitor.score.v1", verdict, self._facts(verdict).model_dump(mode="json", exclude_none=True))
 
     def _facts(self, verdict: Verdict) -> ScoreData:
         sample = verdict.sample
@@ -67,8 +75,9 @@ class Judge:
             supported=self.threshold.words,
         )
 
-    def _event(self, kind: str, verdict: Verdict, data: dict[str, object], score_map: FloatArray | None) -> Event:
-        sample = verdict.sample
+    def _event(self, kind: str, verdict: Verdict, data: dict[str, object]) -> Event:
+        """An alert has its map."""
+        sample, drawn = verdict.sample, kind == "monitor.alert.v1"
         return Event(
             id=f"{verdict.detector}:{sample.id}",
             type=kind,  # type: ignore[arg-type]
@@ -76,7 +85,8 @@ class Judge:
             key=sample.stream,
             time=sample.captured,
             data=data,
-            map=score_map,
+            map=verdict.map if drawn else None,
+            axes=_axes(verdict.axes, _began(verdict)) if drawn and verdict.axes is not None else None,
         )
 
 
@@ -85,26 +95,76 @@ def regions(score_map: FloatArray, threshold: float | None) -> tuple[Region, ...
 
     When nothing is above it, one region around the peak: the part above half way from the map's mean to its peak.
     """
+    return tuple(
+        Region(x=part.left, y=part.top, width=part.width, height=part.height, area=part.area, peak=part.peak)
+        for part in _parts(score_map, threshold, 0)
+    )
+
+
+def sound_regions(score_map: FloatArray, threshold: float | None, axes: Axes, began: float = 0.0) -> tuple[SoundRegion, ...]:
+    """As `regions`, of a map of sound that begins `began` seconds after its recording; parts up to GAP apart in time are one."""
+    column = float(axes.seconds[-1] - axes.seconds[0]) / score_map.shape[1]
+    return tuple(
+        SoundRegion(
+            start=_milliseconds(began + float(axes.seconds[part.left])),
+            end=_milliseconds(began + float(axes.seconds[part.left + part.width])),
+            low_hz=_decihertz(axes.hertz[part.top + part.height]),
+            high_hz=_decihertz(axes.hertz[part.top]),
+            peak=part.peak,
+        )
+        for part in _parts(score_map, threshold, round(GAP / column / 2))
+    )
+
+
+class _Part(NamedTuple):
+    """In rows and columns of the map; area: of its values above the threshold."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    area: int
+    peak: float
+
+
+def _parts(score_map: FloatArray, threshold: float | None, reach: int) -> list[_Part]:
+    """Two parts of one row with up to 2 * `reach` columns between them are one."""
     peak = float(score_map.max())
     if threshold is None or peak <= threshold:
         half = (float(score_map.mean()) + peak) / 2
-        return _parts(score_map >= min(half, peak), score_map, 1)
-    return _parts(score_map > threshold, score_map, MOST_REGIONS)
-
-
-def _parts(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], score_map: FloatArray, most: int) -> tuple[Region, ...]:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        mask, most = score_map >= min(half, peak), 1
+    else:
+        mask, most = score_map > threshold, MOST_REGIONS
+    reached = cv2.dilate(mask.astype(np.uint8), np.ones((1, 2 * reach + 1), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(reached, connectivity=8)
     peaks = np.full(count, -np.inf, dtype=np.float32)
     np.maximum.at(peaks, np.asarray(labels[mask], dtype=np.intp), score_map[mask])
     strongest = sorted(range(1, count), key=lambda label: -peaks[label])[:most]
-    return tuple(
-        Region(
-            x=int(stats[label, cv2.CC_STAT_LEFT]),
-            y=int(stats[label, cv2.CC_STAT_TOP]),
-            width=int(stats[label, cv2.CC_STAT_WIDTH]),
-            height=int(stats[label, cv2.CC_STAT_HEIGHT]),
-            area=int(stats[label, cv2.CC_STAT_AREA]),
-            peak=float(peaks[label]),
-        )
-        for label in strongest
-    )
+    parts = []
+    for label in strongest:
+        x, y, width, height = (int(stats[label, name]) for name in (cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP, cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT))
+        box = np.s_[y : y + height, x : x + width]
+        own = mask[box] & (labels[box] == label)  # without what it reached over
+        rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
+        (top, bottom), (left, right) = rows[[0, -1]], columns[[0, -1]]
+        parts.append(_Part(x + int(left), y + int(top), int(right - left) + 1, int(bottom - top) + 1, int(own.sum()), float(peaks[label])))
+    return parts
+
+
+def _began(verdict: Verdict) -> float:
+    """Seconds of its recording before the sample."""
+    return 0.0 if verdict.sample.segment is None else verdict.sample.segment.start
+
+
+def _axes(axes: Axes, began: float) -> dict[str, object]:
+    start, end = (_milliseconds(began + float(axes.seconds[edge])) for edge in (0, -1))
+    return MapAxes(start=start, end=end, hertz=tuple(map(_decihertz, axes.hertz))).model_dump(mode="json")
+
+
+def _milliseconds(seconds: float) -> float:
+    """Finer than any map."""
+    return round(seconds, 3)
+
+
+def _decihertz(hertz: np.float32) -> float:
+    return round(float(hertz), 1)

@@ -19,7 +19,7 @@ from monitor.errors import BadSample, ConfigError, DeviceLost, ModelRefused, Mon
 from monitor.ports import Detector, Options, Report
 from monitor.registry import options_class, resolve
 from monitor.store import verify
-from monitor.types import ModelVersion, Sample, Scores
+from monitor.types import Axes, FloatArray, ModelVersion, Sample, Scores
 
 FILE = "reference.npz"
 COUNT = 4
@@ -48,12 +48,23 @@ def _prepared(detector: Detector, sample: Sample) -> Any:
 
 
 def checked(scores: Scores, samples: Sequence[Sample]) -> Scores:
-    """Raises MonitorError for scores of another number than the samples, or that are not finite."""
+    """Raises MonitorError for scores of another number than the samples, or that are not finite, and for maps of sound without axes."""
     if scores.values.shape != (len(samples),) or (scores.maps is not None and len(scores.maps) != len(samples)):
         raise MonitorError(f"{len(samples)} samples from {samples[0].id} on got scores of shape {scores.values.shape}")
+    axes = None if scores.axes is None else len(scores.axes)
+    if axes != (len(samples) if scores.maps is not None and samples[0].modality == "sound" else None):
+        raise MonitorError(f"{len(samples)} samples of {samples[0].modality} from {samples[0].id} on got {axes or 'no'} axes of maps")
     if not np.isfinite(scores.values).all():
         raise MonitorError(f"scores that are not finite among {len(samples)} samples from {samples[0].id} on")
     return scores
+
+
+def check_map(sample: Sample, one: FloatArray, axes: Axes | None) -> None:
+    """Raises MonitorError for a map that is not finite, or of another size than its axes say."""
+    if not np.isfinite(one).all():
+        raise MonitorError(f"the map of {sample.id} is not finite")
+    if axes is not None and one.shape != (len(axes.hertz) - 1, len(axes.seconds) - 1):
+        raise MonitorError(f"the map of {sample.id} is of shape {one.shape}, its axes have {len(axes.hertz)} and {len(axes.seconds)} edges")
 
 
 def tolerance(calibration: Calibration, threshold: Threshold) -> float:

@@ -10,12 +10,11 @@ from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.to_thread
-import numpy as np
 
-from monitor.errors import ConfigError, DeviceLost, ModelBroken, ModelRefused, MonitorError
+from monitor.errors import ConfigError, DeviceLost, ModelBroken, ModelRefused
 from monitor.judge import Judge
 from monitor.ports import Detector, Report
-from monitor.reference import checked, load_detector, references_pass
+from monitor.reference import check_map, checked, load_detector, references_pass
 from monitor.settings import DetectorSettings
 from monitor.store import ModelStore
 from monitor.types import Batch, ModelVersion, Sample, Verdict
@@ -199,6 +198,6 @@ def _judged(model: Model, samples: Sequence[Sample], batch: Batch) -> list[Verdi
     scores = checked(model.detector.score(batch), samples)
     verdicts = model.judge.verdicts(samples, scores, time.time())
     for verdict in verdicts:
-        if verdict.map is not None and not np.isfinite(verdict.map).all():
-            raise MonitorError(f"the map of {verdict.sample.id} is not finite")
+        if verdict.map is not None:
+            check_map(verdict.sample, verdict.map, verdict.axes)
     return verdicts

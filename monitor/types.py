@@ -220,7 +220,8 @@ class Event:
 
     `source` is "/<site>/<detector>", of a health event "/<site>"; `key` is the stream, or whatever else a health event is about;
     `time` epoch seconds.
-    `map` is the float32 (H, W) score map of an alert, which each sink encodes as its options say. `traceparent` is W3C's, where messages are traced.
+    `map` is the float32 (H, W) score map of an alert, which each sink encodes as its options say; `axes` says, JSON-able, where a map of sound
+    lies. `traceparent` is W3C's, where messages are traced.
     """
 
     id: str
@@ -230,6 +231,7 @@ class Event:
     time: float
     data: Mapping[str, Any]
     map: FloatArray | None = None
+    axes: Mapping[str, Any] | None = None
     dead_letter: DeadLetter | None = None
     traceparent: str | None = None
 

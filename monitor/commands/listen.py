@@ -110,7 +110,7 @@ def line_of(event: Mapping[str, Any]) -> str:
     data = event["data"]
     if event["type"] == "monitor.health.v1":
         return _health_line(event, data)
-    where = "; ".join(f"{region['width']}x{region['height']} at ({region['x']}, {region['y']})" for region in data.get("regions", [])[:3])
+    where = "; ".join(map(_place, data.get("regions", [])[:3]))
     more = len(data.get("regions", [])) - 3
     kind = str(event["type"]).split(".")[1]
     score = f"score {data['score']:.4g} (threshold {data['threshold']:.4g}, p {data['p_value']:.3g})"
@@ -120,6 +120,12 @@ def line_of(event: Mapping[str, Any]) -> str:
         + (f" where: {where}" if where else "")
         + (f" and {more} more" if more > 0 else "")
     )
+
+
+def _place(region: Mapping[str, Any]) -> str:
+    if "low_hz" in region:
+        return f"{region['start']:.2f}-{region['end']:.2f} s at {region['low_hz']:.0f}-{region['high_hz']:.0f} Hz"
+    return f"{region['width']}x{region['height']} at ({region['x']}, {region['y']})"
 
 
 def _health_line(event: Mapping[str, Any], data: Mapping[str, Any]) -> str:

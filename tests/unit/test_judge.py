@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from monitor.calibration import Calibration
+from monitor.errors import MonitorError
 from monitor.events import AlertData, ScoreData
-from monitor.judge import MOST_REGIONS, Judge, regions
-from monitor.types import ModelVersion, Sample, Scores
+from monitor.judge import MOST_REGIONS, Judge, regions, sound_regions
+from monitor.reference import check_map, checked
+from monitor.types import Axes, ModelVersion, Sample, Scores, Segment
 
 
 def sample(position: str = "0-1") -> Sample:
@@ -92,3 +94,90 @@ def test_specks_are_capped_at_the_strongest():
 
     assert len(found) == MOST_REGIONS
     assert found[0].peak == 400
+
+
+AXES = Axes(seconds=np.arange(0, 5.1, 0.1, dtype=np.float32), hertz=np.array([8000, 4000, 2000, 1000, 0], np.float32))
+
+
+def clip(segment: Segment | None = None) -> Sample:
+    """5 s, as AXES."""
+    waveform = np.zeros((1, 500), np.float32)
+    common = {"source": "microphones", "topic": "hall", "position": "7", "stream": "hall/3", "captured": 1.5, "received": 2.0}
+    return Sample(**common, waveform=waveform, rate=100, segment=segment)
+
+
+def sound_alert(score_map: np.ndarray, segment: Segment | None = None):
+    scores = Scores(values=np.array([120], np.float32), maps=(score_map,), axes=(AXES,))
+    (verdict,) = judge().verdicts([clip(segment)], scores, 3.0)
+    return judge().alert(verdict)
+
+
+def test_regions_of_sound_are_in_seconds_and_hertz():
+    score_map = np.zeros((4, 50), np.float32)
+    score_map[1, 10:13] = 20.0
+    score_map[2, 12] = 50.0
+    score_map[0, 40] = 30.0
+    event = sound_alert(score_map)
+    data = AlertData.model_validate(event.data)
+
+    assert data.modality == "sound"
+    assert event.data["regions"] == [
+        {"start": 1.0, "end": 1.3, "low_hz": 1000.0, "high_hz": 4000.0, "peak": 50.0},
+        {"start": 4.0, "end": 4.1, "low_hz": 4000.0, "high_hz": 8000.0, "peak": 30.0},
+    ]
+    assert event.map is score_map
+    assert event.axes == {"start": 0.0, "end": 5.0, "hertz": [8000.0, 4000.0, 2000.0, 1000.0, 0.0]}
+
+
+def test_regions_of_a_segment_count_from_the_beginning_of_its_recording():
+    score_map = np.zeros((4, 50), np.float32)
+    score_map[3, 20:] = 20.0
+    event = sound_alert(score_map, Segment(recording="shift 1", index=17280, start=86_400.0, end=86_405.0, partial=False))
+
+    (region,) = event.data["regions"]
+    assert (region["start"], region["end"]) == (86_402.0, 86_405.0)
+    assert event.axes is not None
+    assert (event.axes["start"], event.axes["end"]) == (86_400.0, 86_405.0)
+
+
+def test_strokes_of_one_pitch_are_one_region_of_sound():
+    score_map = np.zeros((4, 50), np.float32)
+    score_map[0, [5, 8, 11]] = 20.0  # two columns, 0.2 s, between them
+    score_map[0, [20, 24]] = 30.0  # three, 0.3 s
+    found = sound_regions(score_map, 1.0, AXES)
+
+    assert [(region.start, region.end) for region in found] == [(2.0, 2.1), (2.4, 2.5), (0.5, 1.2)]
+    assert {(region.low_hz, region.high_hz) for region in found} == {(4000.0, 8000.0)}
+    assert len(regions(score_map, 1.0)) == 5  # of an image they are five
+
+
+def test_nothing_above_gives_one_region_of_sound_round_the_peak():
+    score_map = np.full((4, 50), 0.1, np.float32)
+    score_map[2, 30:32] = 0.9
+
+    (region,) = sound_regions(score_map, 5.0, AXES, began=10.0)
+    assert (region.start, region.end, region.low_hz, region.high_hz) == (13.0, 13.2, 1000.0, 2000.0)
+
+
+def test_normal_sound_has_no_axes_drawn():
+    scores = Scores(values=np.array([1], np.float32), maps=(np.zeros((4, 50), np.float32),), axes=(AXES,))
+    (verdict,) = judge().verdicts([clip()], scores, 3.0)
+
+    assert (verdict.map, verdict.axes) == (None, None)
+    assert judge().score(verdict).axes is None
+
+
+def test_maps_and_axes_must_fit():
+    values, one = np.ones(1, np.float32), np.zeros((4, 50), np.float32)
+    checked(Scores(values=values, maps=(one,), axes=(AXES,)), [clip()])
+    with pytest.raises(MonitorError, match="got no axes"):
+        checked(Scores(values=values, maps=(one,)), [clip()])
+    with pytest.raises(MonitorError, match="got 2 axes"):
+        checked(Scores(values=values, maps=(one,), axes=(AXES, AXES)), [clip()])
+    with pytest.raises(MonitorError, match=r"samples of image .* got 1 axes"):
+        checked(Scores(values=values, maps=(one,), axes=(AXES,)), [sample()])
+    check_map(clip(), one, AXES)
+    with pytest.raises(MonitorError, match=r"of shape \(50, 4\), its axes have 5 and 51 edges"):
+        check_map(clip(), one.T, AXES)
+    with pytest.raises(MonitorError, match="not finite"):
+        check_map(clip(), one * np.nan, AXES)
