@@ -5,9 +5,7 @@ number, so one that was killed and goes on ends with the weights of one that nev
 """
 
 import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from detectors.devices import has_bf16, watched
+from detectors.resuming import Checkpoint, identity
 from monitor.errors import ConfigError
 from monitor.ports import Progress
 
@@ -93,8 +90,8 @@ def train(
     Raises ConfigError when `folder` holds a checkpoint of another training, or when the loss is not finite.
     """
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    identity = _identity(network, training, held_out, recipe, seed)
-    run = _Run(network, loss, recipe, path=folder / CHECKPOINT, identity=identity, device=device)
+    same = identity([asdict(recipe), seed], *network.state_dict().values(), training, held_out)
+    run = _Run(network, loss, recipe, path=folder / CHECKPOINT, identity=same, device=device)
     with watched(device):
         return run.complete(training, held_out, seed, progress, phase)
 
@@ -102,11 +99,12 @@ def train(
 class _Run:
     def __init__(self, network: nn.Module, loss: Loss, recipe: Recipe, *, path: Path, identity: str, device: torch.device) -> None:
         self.network, self.loss, self.recipe = network, loss, recipe
-        self.path, self.identity, self.device = path, identity, device
+        self.device = device
         self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.scheduler = None if recipe.plateau is None else ReduceLROnPlateau(self.optimizer, factor=0.5, patience=recipe.plateau)
         self.best = {} if recipe.patience is None else _copied(network.state_dict())
         self.history = History()
+        self.checkpoint = Checkpoint(path, identity, {"network": network}, {"network": self.optimizer})
 
     def complete(self, training: Tensor, held_out: Tensor, seed: int, progress: Progress, phase: str) -> History:
         self.resume()
@@ -128,7 +126,7 @@ class _Run:
             if self.scheduler is not None:
                 self.scheduler.step(held_out_loss)
             history.seconds = spent + time.monotonic() - started
-            self.checkpoint()
+            self.write()
             progress(phase, history.epochs, recipe.epochs, {"loss": train_loss, "held_out": held_out_loss, "best": history.best})
         if self.best:
             self.network.load_state_dict(self.best)
@@ -177,62 +175,19 @@ class _Run:
         """bf16 where it is asked for and computed in hardware: it has fp32's range, so no loss scaling is needed."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.mixed_precision and has_bf16(self.device))
 
-    def checkpoint(self) -> None:
-        """One file, written beside and moved into place: a kill leaves the one before. Tensors, and the rest as JSON in its header."""
-        state = self.optimizer.state_dict()
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        tensors |= {f"optimizer.{index}.{name}": value for index, slots in state["state"].items() for name, value in slots.items()}
-        facts = {
-            "identity": self.identity,
-            "groups": state["param_groups"],
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "history": asdict(self.history),
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, {"facts": json.dumps(facts)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+    def write(self) -> None:
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        self.checkpoint.write({"scheduler": scheduler, "history": asdict(self.history)}, self.best)
 
     def resume(self) -> None:
         """Takes up the checkpoint, if there is one."""
-        if not self.path.exists():
-            return
-        with safe_open(self.path, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        if facts["identity"] != self.identity:
-            raise ConfigError(f"{self.path} is of another training (other data, options or seed): expected it removed, or the same again")
-        self.network.load_state_dict({name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")})
-        self.best = {name.removeprefix("best."): v for name, v in tensors.items() if name.startswith("best.")}
-        self.optimizer.load_state_dict({"state": self._slots(tensors), "param_groups": facts["groups"]})
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(facts["scheduler"])
-        self.history = History(**facts["history"])
-
-    def _slots(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """The optimizer's tensors, in the memory layout of their parameters: the same arithmetic as before the stop."""
-        slots: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.network.parameters())
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                like = parameters[int(index)]
-                laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-                slots.setdefault(int(index), {})[name] = laid_out.detach()
-        return slots
+        found = self.checkpoint.read()
+        if found is not None:
+            facts, self.best = found
+            self.history = History(**facts["history"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(facts["scheduler"])
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
-
-
-def _identity(network: nn.Module, training: Tensor, held_out: Tensor, recipe: Recipe, seed: int) -> str:
-    """What must be equal for a checkpoint to be gone on from: recipe, seed, initial weights (so their shapes) and data."""
-    digest = hashlib.sha256(json.dumps([asdict(recipe), seed]).encode())
-    for tensor in (*network.state_dict().values(), training, held_out):
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy())
-    return digest.hexdigest()
