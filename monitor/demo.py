@@ -28,7 +28,7 @@ from monitor.evaluation.drawing import Scale, overlay
 from monitor.ports import Receiver, Sender
 from monitor.registry import resolve
 from monitor.settings import Settings
-from monitor.simulation import Part, PartFault, line, part
+from monitor.simulation.parts import Part, PartFault, line, part
 from monitor.types import Message
 
 STREAM = "line-1"

@@ -43,7 +43,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from monitor import demo
     from monitor.commands.answers import write_json
     from monitor.config import load_settings
-    from monitor.simulation import PART_FAULTS
+    from monitor.simulation.parts import PART_FAULTS
     from monitor.store import ModelStore
 
     file, pictures = folder / "monitor.toml", folder / "pictures"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from brokers import Broker
 from integration.daemon import Daemon, monitor, wait_until, write_configuration
 from integration.plant import Plant, original
-from monitor.simulation import part
+from monitor.simulation.parts import part
 from scans import Scan, npz, scan, write_scans
 
 SIDE = 96

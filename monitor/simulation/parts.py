@@ -1,7 +1,7 @@
-"""Seeded synthetic machines with planted faults, for the demo and the tests: parts as a camera sees them, hums as a microphone hears them.
+"""Parts as a camera sees them: seeded, good or with a planted fault.
 
-Nothing here was measured on a machine. What differs between good ones (place, turn, light, grain; speed, load, noise) is drawn
-from `random` alone, so that a seed gives the same parts again.
+Nothing here was measured on a machine. What differs between good ones (place, turn, light, grain) is drawn from `random` alone, so
+that a seed gives the same parts again.
 """
 
 import math
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from monitor.types import FloatArray
 
 PartFault = Literal["scratch", "stain", "crack", "chip", "missing bolt", "wrong bolt"]
-HumFault = Literal["bearing", "imbalance", "leak", "rattle"]
 PART_FAULTS: tuple[PartFault, ...] = get_args(PartFault)
-HUM_FAULTS: tuple[HumFault, ...] = get_args(HumFault)
 
 BOLTS = 6
 CHANGED = 4 / 255
@@ -49,16 +47,6 @@ class Part:
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
     fault: PartFault | None
-    severity: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Hum:
-    """A pump. waveform: (1, T) float32 in [-1, 1] at `rate` Hz. severity as of a Part."""
-
-    waveform: FloatArray
-    rate: int
-    fault: HumFault | None
     severity: float
 
 
@@ -187,50 +175,3 @@ def _over(scene: FloatArray, colour: FloatArray, coverage: FloatArray) -> FloatA
 
 def _floats(array: Any) -> FloatArray:
     return np.asarray(array, np.float32)
-
-
-def hum(random: Generator, fault: HumFault | None = None, *, seconds: float = 2.0, rate: int = 16000) -> Hum:
-    """One pump at about 24.5 turns a second with five vanes: lines of both, over the noise of what it pumps.
-
-    bearing: clicks that ring at 3.4 kHz, 3.57 in a turn. imbalance: the line of the turns is loud. leak: hiss above 4 kHz.
-    rattle: a few bursts at 1.9 kHz, anywhere.
-    """
-    count = round(seconds * rate)
-    speed = random.uniform(24.2, 24.8) + np.interp(np.linspace(0, 7, count), np.arange(8), random.uniform(-0.05, 0.05, 8))
-    turns = np.cumsum(speed) / rate  # (T,)
-    load = random.uniform(0.85, 1.15)
-    noise = random.normal(size=count)
-    sound = 0.02 * load * _band(noise, rate, 50, 1500) + 0.004 * noise
-    for times, strength in ((1, 0.03), (2, 0.015), (5, 0.06), (10, 0.03), (15, 0.015), (20, 0.008)):
-        sound += strength * load * np.sin(2 * np.pi * (times * turns + random.uniform()))
-    severity = 0.0
-    if fault is not None:
-        severity = random.uniform()
-        sound += (0.35 + 0.65 * severity) * _fault_sound(fault, turns, rate, random)
-    return Hum(waveform=_floats(np.clip(sound, -1, 1))[None], rate=rate, fault=fault, severity=severity)
-
-
-def _fault_sound(fault: HumFault, turns: NDArray[np.float64], rate: int, random: Generator) -> NDArray[np.float64]:
-    """(T,), of a plain fault."""
-    count = len(turns)
-    if fault == "imbalance":
-        return np.asarray(0.25 * np.sin(2 * np.pi * turns) + 0.04 * np.sin(4 * np.pi * turns))
-    if fault == "leak":
-        return 0.04 * _band(random.normal(size=count), rate, 4000, 0.49 * rate)
-    if fault == "bearing":
-        places, pitch, decay = np.flatnonzero(np.diff(np.floor(3.57 * turns)) > 0), 3400.0, 0.002
-    else:
-        places, pitch, decay = random.integers(0, count, max(2, round(3 * count / rate))), 1900.0, 0.03
-    hits = np.zeros(count)
-    hits[places] = random.uniform(0.7, 1.3, len(places))
-    time = np.arange(round(6 * decay * rate)) / rate
-    return np.convolve(hits, 0.35 * np.exp(-time / decay) * np.sin(2 * np.pi * pitch * time))[:count]
-
-
-def _band(noise: NDArray[np.float64], rate: int, low: float, high: float) -> NDArray[np.float64]:
-    """What lies between two frequencies in hertz, brought to a standard deviation of 1."""
-    spectrum = np.fft.rfft(noise)
-    frequencies = np.fft.rfftfreq(len(noise), 1 / rate)
-    spectrum[(frequencies < low) | (frequencies > high)] = 0
-    band = np.fft.irfft(spectrum, len(noise))
-    return np.asarray(band / band.std())
