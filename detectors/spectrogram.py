@@ -122,7 +122,7 @@ def mono(sample: Sample, rate: int) -> FloatArray:
         raise BadSample("unsupported", f"sound at {sample.rate} Hz; this model was trained at {rate} Hz and takes no lower rate")
     if sample.waveform.size == 0:
         raise BadSample("empty", f"sound with {sample.waveform.shape[1]} samples in {sample.waveform.shape[0]} channels")
-    mean = sample.waveform.mean(axis=0, dtype=np.float32)
+    mean: FloatArray = sample.waveform.mean(axis=0, dtype=np.float32)
     if sample.rate > rate:
         mean = np.asarray(soxr.resample(mean, sample.rate, rate), np.float32)
         if mean.size == 0:
