@@ -11,18 +11,22 @@ HELP = "train a detector on a data set, calibrate, publish and promote it"
 EXAMPLE = """\
 example:
   monitor train bottle_ae --data data/mvtec --layout mvtec --category bottle --preset cpu
+  monitor train fan --data data/dcase2020 --layout dcase2020 --category fan --preset cpu
   monitor train press_ae --data normals --layout folder
 
-layouts: mvtec (DIR/CATEGORY/train/good/*), mvtec3d (DIR/CATEGORY/train/good/rgb/* and xyz/*), folder (DIR holds normal files).
+layouts: mvtec (DIR/CATEGORY/train/good/*), mvtec3d (DIR/CATEGORY/train/good/rgb/* and xyz/*), dcase2020 and dcase2022
+(DIR/dev_data/CATEGORY/train/*.wav, named as in those challenges; one model for all machines or sections), folder (DIR holds normal files).
 A training that was killed is continued by the same command with --resume. A running daemon takes the new version by itself."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser("train", help=HELP, description=HELP, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("detector", metavar="NAME", help="a detector of the configuration")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder that holds the categories, or the normal files")
-    parser.add_argument("--layout", required=True, metavar="L", help="mvtec, mvtec3d or folder")
-    parser.add_argument("--category", metavar="C", help="one category of the data set")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="the folder that holds the categories, or dev_data, or the normal files"
+    )
+    parser.add_argument("--layout", required=True, metavar="L", help="mvtec, mvtec3d, dcase2020, dcase2022 or folder")
+    parser.add_argument("--category", metavar="C", help="one category, or machine, of the data set")
     parser.add_argument("--preset", metavar="P", help="paper or cpu; overrides options.preset")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides everything random (default: 0)")
     parser.add_argument("--resume", action="store_true", help="go on where a training with the same arguments stopped; begin where there is none")
@@ -76,7 +80,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if told:
         served = float(told[manifest["options"]["score"]])
         doubt = "" if served >= 0.6 else ": it hardly tells them from normals; more or better normals, or more epochs, before you trust it"
-        print(f"synthetic defects: image AUROC {served:.3f} by score {manifest['options']['score']}{doubt}")
+        print(f"synthetic defects: AUROC {served:.3f} by score {manifest['options']['score']}{doubt}")
     write_json(arguments.json, answer)
     return 0
 

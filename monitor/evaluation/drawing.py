@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
 from monitor.evaluation.evaluate import Evaluation
+from monitor.evaluation.sound import MAX_FALSE_ALARM_RATE
 from monitor.types import FloatArray, Sample
 
 Pixels = NDArray[np.uint8]
@@ -42,14 +43,18 @@ class Scale:
 def write_curves(evaluation: Evaluation, folder: Path) -> list[Path]:
     """roc.png, pr.png, histograms.png."""
     figures = evaluation.figures()
-    anomalous = evaluation.labelled.anomalous
+    anomalous, sound = evaluation.labelled.anomalous, evaluation.labelled.clips is not None
+    all_clips = " of all clips" if sound else ""
     false_rate, recall, _ = roc_curve(anomalous, evaluation.scores)
-    roc, axes = _figure("False-alarm rate", "Recall", f"ROC, area {figures['image_auroc']:.3f}")
+    roc, axes = _figure("False-alarm rate", "Recall", f"ROC{all_clips}, area {auc(false_rate, recall):.3f}")
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
+    if sound:
+        axes.axvspan(0, MAX_FALSE_ALARM_RATE, color="#f0f0f0", label="counts for pAUC")
     axes.plot(false_rate, recall, color=DEFECT)
     _operating_point(axes, figures["false_alarm_rate"], figures["recall"])
     precision, recall, _ = precision_recall_curve(anomalous, evaluation.scores)
-    pr, axes = _figure("Recall", "Precision", f"Precision and recall, AP {figures['image_ap']:.3f}")
+    area = average_precision_score(anomalous, evaluation.scores)
+    pr, axes = _figure("Recall", "Precision", f"Precision and recall{all_clips}, AP {area:.3f}")
     axes.axhline(float(anomalous.mean()), color="#bbbbbb", linewidth=1)
     axes.step(recall, precision, where="post", color=DEFECT)
     alerted = evaluation.alerted
@@ -126,22 +131,22 @@ def _operating_point(axes: Axes, x: float, y: float) -> None:
 
 def _histograms(evaluation: Evaluation) -> Figure:
     """One panel per score that the method knows; the threshold belongs to the one that serves."""
-    anomalous = evaluation.labelled.anomalous
-    panels = {name: values for name, values in evaluation.named.items() if not np.array_equal(values, evaluation.scores)}
-    serving = next((name for name, values in evaluation.named.items() if name not in panels), "score")
-    panels = {f"{serving} (serves)": evaluation.scores, **panels}
-    columns = min(len(panels), 3)  # more would be too small to read on a page
+    anomalous, serving = evaluation.labelled.anomalous, evaluation.serving
+    strange = "defect" if evaluation.labelled.clips is None else "anomalous"
+    panels = {f"{serving} (serves)": evaluation.scores} | {name: values for name, values in evaluation.named.items() if name != serving}
+    columns, width, height = (3, 4.4, 3.4) if len(panels) <= 6 else (4, 3.3, 2.3)  # smaller ones would not be read on a page
+    columns = min(len(panels), columns)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.4 * rows), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), dpi=120, layout="constrained")
     for place, (name, values) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        edges = np.histogram_bin_edges(values, bins=30).tolist()
+        edges = np.histogram_bin_edges(values.astype(np.float64), bins=30).tolist()
         axes.hist(values[~anomalous], edges, color=NORMAL, alpha=0.6, label="normal")
-        axes.hist(values[anomalous], edges, color=DEFECT, linewidth=1.5, histtype="step", label="defect")
+        axes.hist(values[anomalous], edges, color=DEFECT, linewidth=1.5, histtype="step", label=strange)
         if place == 0:
             axes.axvline(evaluation.threshold.value, color=LINE, linestyle="--", label="threshold")
+            axes.legend(frameon=False)
         axes.set(xlabel=name, ylabel="samples" if place % columns == 0 else None)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
         axes.locator_params(axis="x", nbins=5)
-        axes.legend(frameon=False)
     return figure

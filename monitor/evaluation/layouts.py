@@ -2,6 +2,7 @@
 
 mvtec    <data>/<category>/train/good/*, test/<defect>/*, ground_truth/<defect>/<stem>_mask.* (normal: test/good)
 mvtec3d  <data>/<category>/{train,test}/<defect>/rgb/<stem>.* and xyz/<stem>.*, test/<defect>/gt/<stem>.* (normal: good)
+dcase2020, dcase2022  <data>/dev_data/<machine>/{train,test}/*.wav, named as monitor.evaluation.dcase says
 folder   <data>/*, normal samples only
 """
 
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 
 from monitor.decoding import decode
 from monitor.errors import BadSample, ConfigError
+from monitor.evaluation import dcase
 from monitor.ports import SourceOptions
 from monitor.types import Message, Sample
 
-LAYOUTS = ("mvtec", "mvtec3d", "folder")
+LABELLED = ("mvtec", "mvtec3d", *dcase.LAYOUTS)
+LAYOUTS = (*LABELLED, "folder")
 NORMAL = "good"
 SOURCE = "dataset"
 
@@ -90,22 +93,27 @@ class Files(Sequence[Sample]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """The test split: samples with what each shows ("good", or the defect's name) and where its mask lies, if it has one."""
+    """The test split: samples with what each shows (`normal`, or the defect's name) and where its mask lies, if it has one.
+
+    clips: of sound, what the name of each says.
+    """
 
     files: Files
     defects: tuple[str, ...]
     masks: tuple[Path | None, ...]
+    normal: str = NORMAL
+    clips: tuple[dcase.Clip, ...] | None = None
 
     @property
     def anomalous(self) -> NDArray[np.bool_]:
         """(N,) bool."""
-        return np.array([defect != NORMAL for defect in self.defects], dtype=np.bool_)
+        return np.array([defect != self.normal for defect in self.defects], dtype=np.bool_)
 
     @property
     def masked(self) -> bool:
         """Whether every defect has its mask, so that pixels can be evaluated."""
         pairs = zip(self.defects, self.masks, strict=True)
-        return any(self.anomalous) and all(mask is not None for defect, mask in pairs if defect != NORMAL)
+        return any(self.anomalous) and all(mask is not None for defect, mask in pairs if defect != self.normal)
 
     def mask(self, index: int, height: int, width: int) -> NDArray[np.bool_]:
         """(height, width) bool: where the defect is; nowhere on a normal sample. Raises ConfigError for one of another size."""
@@ -123,12 +131,18 @@ class Labelled:
 
 
 def training_files(layout: str, data: Path, category: str | None) -> Files:
-    """The normal samples to train on, in the order of their names. Raises ConfigError saying what was expected and found."""
+    """The normal samples to train on, in the order of their names; those of several machines, sections or domains mixed.
+
+    Raises ConfigError saying what was expected and found.
+    """
     if layout == "folder":
         if category is not None:
             raise ConfigError("--category: the layout folder has none: --data is the folder of normal files itself")
         return Files(data, data.resolve().name, _files(data, "normal samples"))
     root = _category(layout, data, category)
+    if layout in dcase.LAYOUTS:
+        paths = _files(root / "train", f"normal clips to train on (layout {layout})")
+        return Files(root, root.name, dcase.training_order(paths, dcase.clips(layout, paths, "train")))
     normal = root / "train" / NORMAL
     if layout == "mvtec3d":
         return Files(root, root.name, *_scans(normal))
@@ -138,12 +152,18 @@ def training_files(layout: str, data: Path, category: str | None) -> Files:
 def labelled_files(layout: str, data: Path, category: str | None) -> Labelled:
     """The labelled test split. Raises ConfigError saying what was expected and found."""
     if layout == "folder":
-        raise ConfigError("--layout: folder has no labelled test split: expected mvtec or mvtec3d")
+        raise ConfigError(f"--layout: folder has no labelled test split: expected one of {', '.join(LABELLED)}")
     root = _category(layout, data, category)
+    if layout in dcase.LAYOUTS:
+        paths = _files(root / "test", f"test clips (layout {layout})")
+        clips = dcase.clips(layout, paths, "test")
+        dcase.check_test(layout, root / "test", clips)
+        truths = tuple(clip.truth for clip in clips)
+        return Labelled(files=Files(root, root.name, paths), defects=truths, masks=(None,) * len(paths), normal=dcase.NORMAL, clips=tuple(clips))
     folders = _folders(root / "test", f"one folder per defect and {NORMAL}")
     if NORMAL not in [folder.name for folder in folders] or len(folders) < 2:
         raise ConfigError(f"{root / 'test'}: expected {NORMAL} and at least one defect, found {_named(folders)}")
-    paths: list[Path] = []
+    paths = []
     depths: list[Path] = []
     defects: list[str] = []
     masks: list[Path | None] = []
@@ -201,7 +221,10 @@ def _bytes(path: Path) -> bytes:
 def _category(layout: str, data: Path, category: str | None) -> Path:
     if layout not in LAYOUTS:
         raise ConfigError(f"--layout: unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
-    expected = f"{data}: expected folders of categories, each with train/{NORMAL} and test (layout {layout})"
+    sound = layout in dcase.LAYOUTS
+    data = data / "dev_data" if sound else data
+    what = "machines, each with train and test" if sound else f"categories, each with train/{NORMAL} and test"
+    expected = f"{data}: expected folders of {what} (layout {layout})"
     categories = [folder for folder in _folders(data, "categories") if (folder / "train").is_dir()]
     if not categories:
         raise ConfigError(f"{expected}, found {_named(_folders(data, 'categories'))}")

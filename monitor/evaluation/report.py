@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from monitor.evaluation.drawing import CLEAR, Scale, jpeg, overlay, pictures, write_curves, write_png
+from monitor.evaluation.drawing import CLEAR, Pixels, Scale, jpeg, overlay, pictures, write_curves, write_png
 from monitor.evaluation.evaluate import Evaluation
-from monitor.evaluation.layouts import NORMAL
+from monitor.evaluation.sound import doubt, write_challenge
+from monitor.evaluation.spectrogram import RANGE, framed, spectrogram
 from monitor.ports import Progress
+from monitor.types import FloatArray, Sample
 
-THUMBNAIL = 260
+THUMBNAIL, SPECTROGRAM = 260, 460
+"""Pixels of a card's longest side."""
 
 _FIGURES = {
     "image_auroc": "Image AUROC",
@@ -29,9 +32,28 @@ _FIGURES = {
     "recall": "Recall at it",
     "false_alarm_rate": "False-alarm rate at it",
     "n_normal": "Normal samples",
-    "n_anomalous": "Defective samples",
+    "n_anomalous": "Anomalous samples",
     "train_seconds": "Seconds of training",
     "samples_per_second": "Samples per second",
+}
+
+_OF_MACHINES = {"auc": "Mean AUC", "pauc": "Mean pAUC", "summary": "Mean of both"}
+_OF_SECTIONS = {
+    "auc_source": "Harmonic mean of AUC, source",
+    "auc_target": "Harmonic mean of AUC, target",
+    "pauc": "Harmonic mean of pAUC",
+    "summary": "Harmonic mean of all",
+}
+_HEADS = {
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image AP",
+    "auc": "AUC",
+    "auc_source": "AUC, source",
+    "auc_target": "AUC, target",
+    "pauc": "pAUC",
+    "summary": "Summary",
+    "n_normal": "Normal",
+    "n_anomalous": "Anomalous",
 }
 
 
@@ -39,16 +61,21 @@ def write_report(evaluation: Evaluation, facts: Mapping[str, Any], folder: Path,
     """Write everything into `folder`; report.html. `facts` are the figures as `--json` tells them."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_scores(evaluation, folder / "scores.csv")
+    if evaluation.labelled.clips is not None:
+        write_challenge(evaluation.labelled, evaluation.scores, folder)
     curves = write_curves(evaluation, folder)
     cards = _draw_samples(evaluation, folder, progress)
     page = Template(files("monitor.evaluation").joinpath("report.html").read_text("utf-8")).substitute(
         title=html.escape(f"{facts['detector']} on {facts['category']}"),
         subtitle=html.escape(f"{facts['kind']}, model {facts['model_version']}, seed {facts['seed']}, on {facts['device']} in {facts['precision']}"),
-        warning=f'<p class="warning">Threshold: {html.escape(facts["supported"])}</p>' if facts["supported"] else "",
-        tables=_main_table(facts) + _score_table(facts["scores"]) + _defect_table(evaluation),
+        warning="".join(f'<p class="warning">{html.escape(words)}</p>' for words in _warnings(evaluation, facts)),
+        kind="images" if evaluation.labelled.clips is None else "sound",
+        tables=_main_table(facts) + _group_table(facts) + _score_table(evaluation, facts) + _defect_table(evaluation),
         curves="".join(f'<img alt="{path.stem}" src="{_inline(path.read_bytes(), "png")}">' for path in curves),
         legend=html.escape(_legend(evaluation)),
-        samples="".join(_section(defect, cards[defect]) for defect in sorted(cards, key=lambda defect: (defect == NORMAL, defect))),
+        samples="".join(
+            _section(defect, cards[defect]) for defect in sorted(cards, key=lambda defect: (defect == evaluation.labelled.normal, defect))
+        ),
     )
     path = folder / "report.html"
     path.write_text(page, "utf-8")
@@ -57,13 +84,15 @@ def write_report(evaluation: Evaluation, facts: Mapping[str, Any], folder: Path,
 
 def _write_scores(evaluation: Evaluation, path: Path) -> None:
     labelled = evaluation.labelled
+    clips = [clip.columns for clip in labelled.clips or ()]
     with path.open("w", newline="", encoding="utf-8") as opened:
         table = csv.writer(opened)
-        table.writerow(["file", "defect", "anomalous", "score", "threshold", "alerted", "p_value", *evaluation.named])
+        table.writerow(["file", *(clips[0] if clips else ()), "defect", "anomalous", "score", "threshold", "alerted", "p_value", *evaluation.named])
         for index, score in enumerate(evaluation.scores):
             table.writerow(
                 [
                     labelled.files.position(index),
+                    *(clips[index].values() if clips else ()),
                     labelled.defects[index],
                     int(labelled.anomalous[index]),
                     float(score),
@@ -86,18 +115,29 @@ def _draw_samples(evaluation: Evaluation, folder: Path, progress: Progress) -> d
     for done, index in enumerate(np.argsort(-evaluation.scores, kind="stable")):
         defect, name = labelled.defects[index], Path(labelled.files.position(int(index))).stem
         sample = labelled.files[int(index)]
-        drawn = pictures(sample)
-        if scale is not None and drawn:
-            heat = scale.heat(evaluation.map(int(index)))
+        heat = scale.heat(evaluation.map(int(index))) if scale is not None else None
+        drawn = [_sound(evaluation, int(index), sample, heat)] if sample.waveform is not None else pictures(sample)
+        if heat is not None:
             write_png(folder / "maps" / defect / f"{name}.png", (heat * 65535).round().astype(np.uint16))
-            drawn.append(overlay(drawn[0], heat, labelled.mask(int(index), *heat.shape[:2])))
+            if sample.waveform is None:
+                drawn.append(overlay(drawn[0], heat, labelled.mask(int(index), *heat.shape[:2])))
             path = folder / "overlays" / defect / f"{name}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg(drawn[-1]))
-        thumbnails = [jpeg(one, side=THUMBNAIL, quality=80) for one in drawn]
+        side = THUMBNAIL if sample.waveform is None else SPECTROGRAM
+        thumbnails = [jpeg(one, side=side, quality=80) for one in drawn]
         cards.setdefault(defect, []).append(_card(evaluation, int(index), name, thumbnails))
         progress("draw", done + 1, len(evaluation.scores), {})
     return cards
+
+
+def _sound(evaluation: Evaluation, index: int, sample: Sample, heat: FloatArray | None) -> Pixels:
+    """The spectrogram and, where there is a map, below it the same under its heat."""
+    spectrum = spectrogram(sample)
+    if heat is None or evaluation.axes is None:
+        return framed(spectrum, spectrum.pixels)
+    spread = spectrum.spread(heat, evaluation.axes[index])
+    return framed(spectrum, spectrum.pixels, overlay(spectrum.pixels, spread, np.zeros(spread.shape, np.bool_)))
 
 
 def _card(evaluation: Evaluation, index: int, name: str, thumbnails: Sequence[bytes]) -> str:
@@ -114,7 +154,10 @@ def _section(defect: str, cards: Sequence[str]) -> str:
 
 
 def _legend(evaluation: Evaluation) -> str:
-    words = "Strangest first within each defect. Framed in red: missed defects and false alarms at the threshold."
+    sound = evaluation.labelled.clips is not None
+    words = "Strangest first. Framed in red: missed anomalies and false alarms at the threshold."
+    if sound:
+        words += f" Pitch over time, loud is white, {RANGE:.0f} dB below the loudest of the clip is black."
     if evaluation.labelled.files[0].depth is not None:
         words += " Of depth, near is white and far is black, each scan on a scale of its own; what was not measured is blue."
     if evaluation.maps is None or evaluation.map_threshold is None:
@@ -122,26 +165,58 @@ def _legend(evaluation: Evaluation) -> str:
     scale = Scale(evaluation.map_threshold)
     clear = scale.black + float(CLEAR) * (scale.white - scale.black)
     drawn = f"Heat runs from {clear:.4g} (clear) over the map threshold {evaluation.map_threshold:.4g} to {scale.white:.4g} (bright)"
-    return f"{words} {drawn}, on one scale for all samples. Green: the true defect."
+    return f"{words} {drawn}, on one scale for all samples." + ("" if sound else " Green: the true defect.")
+
+
+def _warnings(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
+    words = [f"Threshold: {facts['supported']}"] if facts["supported"] else []
+    if evaluation.labelled.clips is not None and (doubtful := doubt(evaluation.labelled)):
+        words.append(doubtful)
+    return words
 
 
 def _main_table(facts: Mapping[str, Any]) -> str:
-    return _table([], ((words, _number(facts[key])) for key, words in _FIGURES.items() if key in facts))
+    words = (_OF_SECTIONS if "sections" in facts else _OF_MACHINES) | _FIGURES
+    return _table([], ((said, _number(facts[key])) for key, said in words.items() if key in facts))
 
 
-def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    rows = ((name, _number(one["image_auroc"]), _number(one["image_ap"])) for name, one in scores.items())
-    return _table(["Score", "Image AUROC", "Image AP"], rows) if scores else ""
+def _group_table(facts: Mapping[str, Any]) -> str:
+    """Of sound: the figures of each machine or section, and on how many clips they rest."""
+    kind = next((kind for kind in ("ids", "sections") if kind in facts), None)
+    if kind is None:
+        return ""
+    names = list(next(iter(facts[kind].values())))
+    rows = ((group, *(_number(one[name]) for name in names)) for group, one in facts[kind].items())
+    return _table([kind.capitalize()[:-1], *(_HEADS.get(name, name) for name in names)], rows)
+
+
+def _score_table(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
+    """Every score; which one serves and, of sound, which one the labels of this very test split would choose."""
+    scores = facts["scores"]
+    if not scores:
+        return ""
+    names = list(next(iter(scores.values())))
+    oracle = facts["oracle"]["score"] if "oracle" in facts else None
+    rows = []
+    for name, one in scores.items():
+        marks = [mark for mark, is_so in (("serves (label-free)", name == evaluation.serving), ("oracle", name == oracle)) if is_so]
+        rows.append((name, *(_number(one[figure]) for figure in names), ", ".join(marks)))
+    return _table(["Score", *(_HEADS[figure] for figure in names), ""], rows)
 
 
 def _defect_table(evaluation: Evaluation) -> str:
-    defects = np.array(evaluation.labelled.defects)
+    """How many of each kind were alerted; of sound, of each machine or section and domain."""
+    labelled = evaluation.labelled
+    kinds = labelled.defects
+    if labelled.clips is not None:
+        kinds = tuple(" ".join((*clip.columns.values(), clip.truth)) for clip in labelled.clips)
+    normal = dict(zip(kinds, ~labelled.anomalous, strict=True))
     rows = []
-    for defect in sorted(set(evaluation.labelled.defects), key=lambda defect: (defect == NORMAL, defect)):
-        these = defects == defect
+    for kind in sorted(normal, key=lambda kind: (normal[kind], kind)):
+        these = np.array([one == kind for one in kinds])
         median = float(np.median(evaluation.scores[these]))
-        rows.append((defect, str(int(these.sum())), str(int(evaluation.alerted[these].sum())), f"{median:.4g}"))
-    return _table(["Test folder", "Samples", "Alerted", "Median score"], rows)
+        rows.append((kind, str(int(these.sum())), str(int(evaluation.alerted[these].sum())), f"{median:.4g}"))
+    return _table(["Test samples", "Number", "Alerted", "Median score"], rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -72,7 +72,7 @@ def test_folder(tmp_path: Path) -> None:
         ("mvtec", None, "--category: missing: expected one of cup, other"),
         ("mvtec", "plate", "'plate' is not in .*: expected one of cup, other"),
         ("mvtec", "..", "is not in"),
-        ("coco", "cup", "unknown layout 'coco': expected one of mvtec, mvtec3d, folder"),
+        ("coco", "cup", "unknown layout 'coco': expected one of mvtec, mvtec3d, dcase2020, dcase2022, folder"),
     ],
 )
 def test_wrong_arguments_are_named(mvtec: Path, layout: str, category: str | None, words: str) -> None:
