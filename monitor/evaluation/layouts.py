@@ -222,12 +222,11 @@ def _category(layout: str, data: Path, category: str | None) -> Path:
     if layout not in LAYOUTS:
         raise ConfigError(f"--layout: unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     sound = layout in dcase.LAYOUTS
-    data = data / "dev_data" if sound else data
-    what = "machines, each with train and test" if sound else f"categories, each with train/{NORMAL} and test"
-    expected = f"{data}: expected folders of {what} (layout {layout})"
-    categories = [folder for folder in _folders(data, "categories") if (folder / "train").is_dir()]
+    data, what, inside = (data / "dev_data", "machines", "train and test") if sound else (data, "categories", f"train/{NORMAL} and test")
+    entries = _folders(data, what)
+    categories = [folder for folder in entries if (folder / "train").is_dir()]
     if not categories:
-        raise ConfigError(f"{expected}, found {_named(_folders(data, 'categories'))}")
+        raise ConfigError(f"{data}: expected folders of {what}, each with {inside} (layout {layout}), found {_named(entries)}")
     if category is None:
         raise ConfigError(f"--category: missing: expected one of {_named(categories)}")
     for folder in categories:
