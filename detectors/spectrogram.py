@@ -19,8 +19,8 @@ QUIETEST = 1e-10
 DYNAMIC_RANGE = 80.0
 """Decibels below its own loudest value at which each clip is floored."""
 
-_CPU_BLOCK = 64  # frames whose spectra stay in a core's cache: twice as fast as a batch at once
-_GROUP = 32  # neighbouring bands hear few of the bins: by groups the product is a quarter of the whole one
+_CPU_BLOCK = 128  # frames: their spectra stay in a core's cache, up to twice as fast as a batch at once
+_GROUP = 64  # neighbouring bands hear few of the bins: by groups the product is half of the whole one
 _DEVICE_BLOCK = 8192  # few launches, and memory that does not grow with the clip
 
 
@@ -45,7 +45,7 @@ class LogMel(nn.Module):
             bands = slice(first, first + _GROUP)
             heard = np.flatnonzero(filters[:, bands].any(axis=1))
             if heard.size:
-                self._groups.append((bands, slice(heard[0], heard[-1] + 1)))
+                self._groups.append((bands, slice(int(heard[0]), int(heard[-1]) + 1)))
 
     def frames(self, samples: int) -> int:
         """Columns of the spectrogram of a clip of so many samples: frame t is centred on sample t * hop."""
