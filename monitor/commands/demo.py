@@ -1,16 +1,16 @@
-"""monitor demo: the whole story on a simulated line, with an MQTT broker inside."""
+"""monitor demo: the whole story on a simulated plant, with an MQTT broker inside."""
 
 import argparse
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monitor.errors import ConfigError, MonitorError
+from monitor.errors import ConfigError
 
 if TYPE_CHECKING:
-    from monitor.demo import Line, Outcome
+    from monitor.demo.books import Books, Feed, Outcome
 
 HELP = "train on a simulated line, stream it over MQTT, plant faults, show what is found"
 EXAMPLE = """\
@@ -21,8 +21,6 @@ Needs no broker, no data and no configuration. It trains within two minutes on t
 the model that is there. Everything lies in the folder afterwards, with a monitor.toml to begin with. It reads no --config."""
 
 FEWEST, MOST = 5, 600
-_ONE_IN = 8
-"""So many parts to a faulty one, roughly."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,49 +38,48 @@ def execute(arguments: argparse.Namespace) -> int:
 
     import anyio
 
-    from monitor import demo
     from monitor.commands.answers import write_json
     from monitor.config import load_settings
-    from monitor.simulation.parts import PART_FAULTS
+    from monitor.demo import children
+    from monitor.demo.books import Books
+    from monitor.demo.camera import Camera
+    from monitor.demo.configuration import SINK, write_configuration
     from monitor.store import ModelStore
 
     file, pictures = folder / "monitor.toml", folder / "pictures"
-    parts = round(arguments.seconds * demo.RATE)
-    faulty = len(PART_FAULTS) * max(1, round(parts / _ONE_IN / len(PART_FAULTS)))
+    feeds: list[Feed] = [Camera(arguments.seconds)]
     print("A simulated line makes flanges. A detector that has seen good ones only shall find the faulty ones, and show where the fault is.")
-    with demo.broker(folder) as broker:
-        url = demo.broker_url(broker)
-        demo.write_configuration(file, url)
-        settings = load_settings(file, {})
-        store = ModelStore(settings.store.path)
-        if store.current_id(demo.DETECTOR) is None:
-            _train(folder, file)
-        else:
-            print(f"\n1. Training: the model of an earlier demo in {folder} is taken; remove the folder to train anew.")
-        demo.write_configuration(file, url)  # anew: in minutes of training somebody else may have taken the port of its [api]
-        version = store.current(demo.DETECTOR)
-        assert version is not None
-        map_threshold = float(version.manifest["map_threshold"])
-        print(
-            f"\n2. Streaming: {parts} parts, {demo.RATE:g} a second, over MQTT ({url}). {faulty} of them have a fault, of {len(PART_FAULTS)} kinds."
-        )
+    with children.broker(folder) as broker:
+        url = children.broker_url(broker)
+        write_configuration(file, url)
+        store = ModelStore(load_settings(file, {}).store.path)
+        _train(feeds, store, folder, file)
+        write_configuration(file, url)  # anew: in minutes of training somebody else may have taken the port of its [api]
+        thresholds = {}
+        for feed in feeds:
+            version = store.current(feed.detector)
+            assert version is not None
+            thresholds[feed.detector] = float(version.manifest["map_threshold"])
+        print(f"\n2. Streaming over MQTT ({url})")
+        for feed in feeds:
+            print(f"   {feed.expected} {feed.samples}, {feed.how}; {feed.faulty} of them have a fault")
         print(f"   $ monitor run --config {file}", flush=True)
 
         def told(outcome: "Outcome") -> None:
             assert outcome.alert is not None
-            place = demo.where(outcome.alert["regions"][0], outcome.part.image.shape[0])
-            print(f"   part {outcome.number:03}  ALERT  score {outcome.alert['score']:.3f}  {place:<44} planted: {_planted(outcome)}", flush=True)
-            _save(outcome, pictures, map_threshold)
+            where = outcome.where(outcome.alert["regions"][0])
+            print(f"   {outcome.name:<9} ALERT  score {outcome.alert['score']:.3f}  {where:<44} planted: {outcome.planted}", flush=True)
+            _save(outcome, pictures, thresholds)
 
-        line = demo.Line(settings, parts=parts, faulty=faulty, told=told)
-        with demo.Child("monitor", "run", "--config", file, log=folder / "monitor.log") as daemon:
-            anyio.run(line.stream, daemon)
-    for outcome in line.outcomes.values():
-        if outcome.part.fault is not None and outcome.alert is None:
-            _save(outcome, pictures, map_threshold)
-    answer = _answer(line, folder, file)
+        books = Books(feeds, told=told)
+        with children.Child("monitor", "run", "--config", file, log=folder / "monitor.log") as daemon:
+            anyio.run(books.stream, load_settings(file, {}), SINK, daemon)
+    for outcome in books.outcomes.values():
+        if outcome.fault is not None and outcome.alert is None:
+            _save(outcome, pictures, thresholds)
+    answer = {"detectors": {feed.detector: _found(books.of(feed.detector)) for feed in feeds}, "pictures": str(pictures), "configuration": str(file)}
     print("\n3. What was found")
-    for words in _summary(answer, line):
+    for words in _summary(answer, feeds, books, folder):
         print(f"   {words}")
     write_json(arguments.json, answer)
     return 0
@@ -112,55 +109,49 @@ def _folder(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def _train(folder: Path, file: Path) -> None:
-    from monitor import demo
+def _train(feeds: "Sequence[Feed]", store: Any, folder: Path, file: Path) -> None:
     from monitor.commands.progress import shown
+    from monitor.demo import children
 
-    good = folder / "good"
-    print(f"\n1. Training on {demo.GOOD_PARTS} good parts.")
-    with shown() as progress:
-        demo.write_good_parts(good, progress)
-    print(f"   $ monitor train {demo.DETECTOR} --data {good} --layout folder --config {file}", flush=True)
-    with demo.Child("monitor", "train", demo.DETECTOR, "--data", good, "--layout", "folder", "--config", file) as training:
-        code = training.process.wait()
-    if code != 0:
-        raise MonitorError(f"the training ended with exit code {code}")
+    print("\n1. Training")
+    for feed in feeds:
+        if store.current_id(feed.detector) is not None:
+            print(f"   {feed.detector}: the model of an earlier demo in {folder} is taken; remove the folder to train anew.")
+            continue
+        good = folder / "good" / feed.detector
+        good.mkdir(exist_ok=True)
+        print(f"   {feed.detector}: on {feed.good} good {feed.samples}")
+        with shown() as progress:
+            feed.write_good(good, progress)
+        print(f"   $ monitor train {feed.detector} --data {good} --layout folder --config {file}", flush=True)
+        children.train(feed.detector, good, file)
 
 
-def _planted(outcome: "Outcome") -> str:
-    fault = outcome.part.fault
-    return f"{fault}, severity {outcome.part.severity:.2f}" if fault is not None else "nothing, a false alarm"
-
-
-def _save(outcome: "Outcome", pictures: Path, map_threshold: float) -> None:
-    from monitor import demo
-
-    name = (outcome.part.fault or "false alarm").replace(" ", "-")
-    stem = f"part-{outcome.number:03}-{name}" + ("" if outcome.alert is not None else "-missed")
-    (pictures / f"{stem}.png").write_bytes(demo.png(demo.comparison(outcome, map_threshold)))
+def _save(outcome: "Outcome", pictures: Path, thresholds: dict[str, float]) -> None:
+    name = f"{outcome.name} {outcome.fault or 'false alarm'}{' missed' if outcome.alert is None else ''}".replace(" ", "-")
+    (pictures / f"{name}.png").write_bytes(outcome.picture(thresholds[outcome.detector]))
     if outcome.map is not None:
-        (pictures / f"{stem}-map.png").write_bytes(outcome.map)
+        (pictures / f"{name}-map.png").write_bytes(outcome.map)
 
 
-def _answer(line: "Line", folder: Path, file: Path) -> dict[str, Any]:
-    outcomes = list(line.outcomes.values())
-    planted = [outcome for outcome in outcomes if outcome.part.fault is not None]
+def _found(outcomes: "Sequence[Outcome]") -> dict[str, Any]:
+    """Of one detector."""
+    planted = [outcome for outcome in outcomes if outcome.fault is not None]
     found = [outcome for outcome in planted if outcome.alert is not None]
     return {
-        "parts": len(outcomes),
+        "samples": len(outcomes),
         "planted": len(planted),
         "found": len(found),
         "located": sum(outcome.located for outcome in found),
         "good": len(outcomes) - len(planted),
-        "false_alarms": sum(outcome.alert is not None for outcome in outcomes if outcome.part.fault is None),
+        "false_alarms": sum(outcome.alert is not None for outcome in outcomes if outcome.fault is None),
         "model_version": outcomes[0].score["model_version"] if outcomes[0].score else None,
-        "pictures": str(folder / "pictures"),
-        "configuration": str(file),
         "each": [
             {
-                "number": outcome.number,
-                "fault": outcome.part.fault,
-                "severity": outcome.part.severity,
+                "name": outcome.name,
+                "fault": outcome.fault,
+                "severity": outcome.severity,
+                "planted": outcome.planted,
                 "score": outcome.score["score"] if outcome.score else None,
                 "threshold": outcome.score["threshold"] if outcome.score else None,
                 "alerted": outcome.alert is not None,
@@ -173,34 +164,32 @@ def _answer(line: "Line", folder: Path, file: Path) -> dict[str, Any]:
     }
 
 
-def _summary(answer: dict[str, Any], line: "Line") -> Sequence[str]:
+def _summary(answer: dict[str, Any], feeds: "Sequence[Feed]", books: "Books", folder: Path) -> Iterator[str]:
+    for feed in feeds:
+        yield from _summary_of(feed, answer["detectors"][feed.detector], books.of(feed.detector))
+    file = answer["configuration"]
+    yield "The thresholds come from good samples alone and allow 1 % of false alarms: no fault was seen before they were set."
+    yield "Severity from 0 to 1: how strongly a fault of its kind was drawn."
+    yield f"pictures      {answer['pictures']}: of each alert what was sent, what was planted and what the map shows; what was missed, too"
+    yield f"daemon        its log is {folder / 'monitor.log'}, its configuration {file}"
+    yield f"next          monitor models show {feeds[0].detector} --config {file}"
+    yield "              your own line (README.md): a copy of that file with the url of your broker, a detector trained on your good samples;"
+    yield "              monitor check --online --config COPY says what is still wrong with it, monitor run --config COPY watches it"
+
+
+def _summary_of(feed: "Feed", found: dict[str, Any], outcomes: "Sequence[Outcome]") -> Iterator[str]:
     from statistics import median
 
-    file = Path(answer["configuration"])
-    outcomes = line.outcomes.values()
-    planted = Counter(outcome.part.fault for outcome in outcomes if outcome.part.fault is not None)
-    found = Counter(outcome.part.fault for outcome in outcomes if outcome.alert is not None)
-    kinds = ", ".join(f"{kind} {found[kind]} of {count}" for kind, count in sorted(planted.items()))
-    delays = [outcome.seconds for outcome in outcomes if outcome.seconds is not None]
-    words = [
-        f"found         {answer['found']} of {answer['planted']} planted faults ({kinds});",
-        f"              in {answer['located']} of them the alert's strongest region lies on the fault",
-        f"false alarms  {answer['false_alarms']} of {answer['good']} good parts; the threshold allows {0.01 * answer['good']:.1f} on average (1 %),",
-        "              and comes from good parts alone: no fault was seen before it was set",
-    ]
-    missed = [outcome for outcome in outcomes if outcome.part.fault is not None and outcome.alert is None]
+    planted = Counter(outcome.fault for outcome in outcomes if outcome.fault is not None)
+    alerted = Counter(outcome.fault for outcome in outcomes if outcome.alert is not None)
+    kinds = ", ".join(f"{kind} {alerted[kind]} of {count}" for kind, count in sorted(planted.items()))
+    yield f"{feed.detector}"
+    yield f"found         {found['found']} of {found['planted']} planted faults ({kinds});"
+    yield f"              in {found['located']} of them the alert's strongest region lies on the fault"
+    yield f"false alarms  {found['false_alarms']} of {found['good']} good {feed.samples}"
+    missed = [outcome for outcome in outcomes if outcome.fault is not None and outcome.alert is None]
     if missed:
-        words.append(
-            "missed        " + ", ".join(f"part {outcome.number:03} ({outcome.part.fault} {outcome.part.severity:.2f})" for outcome in missed)
-        )
-        words.append("              severity from 0 to 1: how strongly a fault of its kind was drawn")
+        yield "missed        " + "; ".join(f"{outcome.name} ({outcome.planted})" for outcome in missed)
+    delays = [outcome.seconds for outcome in outcomes if outcome.seconds is not None]
     if delays:
-        words.append(f"delay         {median(delays):.2f} s from camera to alert (median)")
-    return [
-        *words,
-        f"pictures      {answer['pictures']}: of each alert what was sent, what was planted and what the map shows; what was missed, too",
-        f"daemon        its log is {file.parent / 'monitor.log'}, its configuration {file}",
-        f"next          monitor models show flange --config {file}",
-        "              your own line (README.md): a copy of that file with the url of your broker, a detector trained on your good pictures;",
-        "              monitor check --online --config COPY says what is still wrong with it, monitor run --config COPY watches it",
-    ]
+        yield f"delay         {median(delays):.2f} s from sensor to alert (median)"

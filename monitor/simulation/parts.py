@@ -62,13 +62,6 @@ def part(random: Generator, fault: PartFault | None = None, *, side: int = 192) 
     return Part(image=view.exposed(seen, random), mask=mask, fault=fault, severity=severity)
 
 
-def line(random: Generator, count: int, faulty: int) -> list[PartFault | None]:
-    """What a line makes of `count` parts: `faulty` of them, anywhere, have a fault, each kind as often as the others."""
-    kinds = [PART_FAULTS[index % len(PART_FAULTS)] for index in range(faulty)]
-    made: list[PartFault | None] = [*kinds, *[None] * (count - faulty)]
-    return [made[place] for place in random.permutation(count)]
-
-
 class _View:
     """How one part lies before the camera. Lengths are shares of the picture's side, (0, 0) is the middle of the part."""
 

@@ -72,20 +72,21 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str,
 
 def test_it_trains_streams_and_says_what_it_found(told: tuple[Path, str, dict[str, Any]]) -> None:
     home, printed, answer = told
-    each = answer["each"]
+    flanges = answer["detectors"]["flange"]
+    each = flanges["each"]
     planted = [one for one in each if one["fault"] is not None]
 
-    assert (answer["parts"], answer["planted"], answer["good"]) == (20, 6, 14)
+    assert (flanges["samples"], flanges["planted"], flanges["good"]) == (20, 6, 14)
     assert len({one["fault"] for one in planted}) == 6
-    assert answer["found"] == sum(one["alerted"] for one in planted)
-    assert answer["false_alarms"] == sum(one["alerted"] for one in each if one["fault"] is None)
+    assert flanges["found"] == sum(one["alerted"] for one in planted)
+    assert flanges["false_alarms"] == sum(one["alerted"] for one in each if one["fault"] is None)
     assert all(one["alerted"] == (one["score"] > one["threshold"]) for one in each), "every part was scored, and what is strange alerted"
     (missing,) = [one for one in planted if one["fault"] == "missing bolt"]
     assert missing["alerted"], "the plainest of all faults"
-    assert answer["located"] == sum(one["located"] for one in planted) >= 1
-    assert f"{answer['found']} of 6 planted faults" in printed
-    assert f"{answer['false_alarms']} of 14 good parts" in printed
-    (where,) = re.findall(rf"part {missing['number']:03}  ALERT .*?(\d+)x(\d+) px at \((\d+), (\d+)\) .* missing bolt", printed)
+    assert flanges["located"] == sum(one["located"] for one in planted) >= 1
+    assert f"{flanges['found']} of 6 planted faults" in printed
+    assert f"{flanges['false_alarms']} of 14 good parts" in printed
+    (where,) = re.findall(rf"{missing['name']} +ALERT .*?(\d+)x(\d+) px at \((\d+), (\d+)\) .* missing bolt", printed)
     box = missing["regions"][0]
     assert tuple(map(int, where)) == (box["width"], box["height"], box["x"], box["y"])
     assert children(home) == []
@@ -95,8 +96,8 @@ def test_its_pictures_show_the_part_its_map_and_what_was_missed(told: tuple[Path
     home, _, answer = told
     pictures = {picture.name: cv2.imread(str(picture)) for picture in (home / answer["pictures"]).iterdir()}
 
-    for one in answer["each"]:
-        names = [name for name in pictures if name.startswith(f"part-{one['number']:03}-")]
+    for one in answer["detectors"]["flange"]["each"]:
+        names = [name for name in pictures if name.startswith(one["name"].replace(" ", "-") + "-")]
         expected = 2 if one["alerted"] else 1 if one["fault"] else 0
         assert len(names) == expected, f"{one}: {names}"
         for name in names:

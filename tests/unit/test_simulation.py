@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
+from monitor.simulation import plan
 from monitor.simulation.hums import FAINTEST, HUM_FAULTS, LOUDNESSES, SPAN, HumFault, Loudness, hum
-from monitor.simulation.parts import PART_FAULTS, PartFault, line, part
+from monitor.simulation.parts import PART_FAULTS, PartFault, part
 from monitor.types import FloatArray
 
 
@@ -51,12 +52,12 @@ def test_severity_makes_a_fault_plainer(fault: PartFault) -> None:
     assert np.corrcoef(severities, sums)[0, 1] > 0.4
 
 
-def test_a_line_makes_every_fault_as_often_as_the_others() -> None:
-    made = line(default_rng(3), 100, 12)
+def test_a_plant_makes_every_fault_as_often_as_the_others() -> None:
+    made = plan(default_rng(3), PART_FAULTS, 100, 12)
 
     assert Counter(made) == {None: 88} | dict.fromkeys(PART_FAULTS, 2)
-    assert made == line(default_rng(3), 100, 12)
-    assert made != line(default_rng(4), 100, 12)
+    assert made == plan(default_rng(3), PART_FAULTS, 100, 12)
+    assert made != plan(default_rng(4), PART_FAULTS, 100, 12)
 
 
 def power(waveform: FloatArray, rate: int, low: float, high: float) -> float:

@@ -1,0 +1,61 @@
+"""The monitor.toml of the demo."""
+
+import socket
+from pathlib import Path
+
+from monitor.demo import camera
+
+SINK = "alerts"
+
+CONFIGURATION = """\
+# What `monitor demo` ran with. Every demo in this folder writes it anew: copy it before you change it.
+#
+# For your own line: the urls are those of your broker (the demo's is gone), topics are where your cameras publish,
+# and the detector is trained anew on a hundred or more of your good pictures:
+#
+#   monitor train {flange} --data GOOD_PICTURES --layout folder --config THIS_FILE
+#   monitor check --online --config THIS_FILE
+#   monitor run --config THIS_FILE
+
+[daemon]
+site = "demo"
+state = "state.db"
+grace = 10.0
+
+[store]
+path = "models"
+
+[api]
+port = {api_port}                            # GET /live, /ready, /metrics
+
+[sources.{camera}]
+kind = "mqtt"
+url = "{url}"
+topics = ["demo/{{stream}}/image"]         # {{stream}} names the camera
+client_id = "monitor-demo-camera"
+
+[detectors.{flange}]
+kind = "autoencoder"
+inputs = ["{camera}"]
+false_alarm_probability = 0.01
+# small, so that it is trained within two minutes on two cores; without these options it takes 3 to 5, and sees finer faults
+options = {{ variant = "baseline", score = "l1_topk", resolution = 64, border = 3, smoothing = 1.0, epochs = 7, batch_size = 4 }}
+
+[sinks.{sink}]
+kind = "mqtt"
+url = "{url}"
+topic = "monitor/alerts/{{stream}}"
+events = ["alert", "score"]             # a plant wants "alert"; the demo also counts what was found to be good
+
+[dead_letter]
+kind = "folder"
+path = "dead_letter"
+"""
+
+
+def write_configuration(file: Path, url: str) -> None:
+    """For the broker at `url`, and a port of the [api] that is free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file.write_text(CONFIGURATION.format(url=url, api_port=port, flange=camera.DETECTOR, camera=camera.SOURCE, sink=SINK))
