@@ -75,4 +75,5 @@ class FakeEar:
     def _axes(self, sample: Sample, one: NDArray[np.float32]) -> Axes:
         assert sample.rate is not None
         columns = np.arange(one.shape[1] + 1, dtype=np.float32) * np.float32(COLUMN)
-        return Axes(seconds=columns, hertz=np.linspace(sample.rate / 2, 0, BANDS + 1, dtype=np.float32))
+        highest = round(COLUMN * sample.rate) // 2 // BANDS * BANDS / COLUMN
+        return Axes(seconds=columns, hertz=np.linspace(highest, 0, BANDS + 1, dtype=np.float32))

@@ -209,7 +209,7 @@ def _defect_table(evaluation: Evaluation) -> str:
     labelled = evaluation.labelled
     kinds = labelled.defects
     if labelled.clips is not None:
-        kinds = tuple(" ".join((*clip.columns.values(), clip.truth)) for clip in labelled.clips)
+        kinds = tuple(" ".join(filter(None, (clip.group, clip.domain, clip.truth))) for clip in labelled.clips)
     normal = dict(zip(kinds, ~labelled.anomalous, strict=True))
     rows = []
     for kind in sorted(normal, key=lambda kind: (normal[kind], kind)):
