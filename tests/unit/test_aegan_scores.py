@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
-from detectors.aegan_ad.scores import DISTANCES, FEWEST_CLIPS, POOL_SCORES, SCORES, Pool, clip_scores, window_distances
+from detectors.aegan_ad.options import SCORES
+from detectors.aegan_ad.scores import DISTANCES, FEWEST_CLIPS, POOL_SCORES, Pool, clip_scores, window_distances
 from monitor.types import FloatArray
 
 Vector = NDArray[np.float64]
