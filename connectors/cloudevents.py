@@ -20,7 +20,10 @@ STRUCTURED = "application/cloudevents+json"
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _EPOCH_MS = re.compile(r"\d{1,15}", re.ASCII)
 _END_OF_TIME = 253_402_300_800.0  # the year 10,000: what datetime and RFC 3339 cannot say any more
-_LONGEST_STREAM = 512
+_LONGEST_NAME = 512
+_WHOLE = re.compile(r"\d{1,15}", re.ASCII)
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_ATTRIBUTES = ("subject", "time", "recording", "offset", "last")
 
 
 def unwrap(message: Message) -> Envelope:
@@ -28,19 +31,25 @@ def unwrap(message: Message) -> Envelope:
 
     Stream: header `stream`, else the event's subject, else the key, else the topic. Captured: header `captured`, else the
     event's time, else the broker's time where it is one, else when it was received. A plain header goes before the event's attribute.
+    A chunk of a recording says `recording` and `offset` (the index of its first sample), the final one also `last` (true or 1).
     Raises BadSample: lying_header for facts that cannot be read, undecodable for a structured event that is none.
     """
     content_type = media_type(_header(message, "content-type"))
-    prefix = message.cloudevents_prefix
-    payload, subject, time = message.payload, _header(message, f"{prefix}subject"), _header(message, f"{prefix}time")
+    payload = message.payload
     if content_type == STRUCTURED:
-        payload, content_type, subject, time = _structured(message.payload)
-    captured = _header(message, "captured") or time
+        payload, content_type, attributes = _structured(message.payload)
+    else:
+        attributes = {name: _header(message, f"{message.cloudevents_prefix}{name}") for name in _ATTRIBUTES}
+    captured = _header(message, "captured") or attributes["time"]
+    recording, offset, last = _chunk(*(_header(message, name) or attributes[name] for name in ("recording", "offset", "last")))
     return Envelope(
         payload=payload,
         content_type=content_type,
-        stream=_stream(message, _header(message, "stream") or subject),
+        stream=_stream(message, _header(message, "stream") or attributes["subject"]),
         captured=_seconds(captured) if captured else _brokers_time(message),
+        recording=recording,
+        offset=offset,
+        last=last,
     )
 
 
@@ -67,14 +76,30 @@ def _stream(message: Message, said: str | None) -> str:
             stream = message.key.decode()
         except UnicodeDecodeError:
             raise BadSample("lying_header", f"the key names the stream, but is not UTF-8: {message.key[:40]!r}") from None
-    stream = stream or message.topic
-    if len(stream) > _LONGEST_STREAM:
-        raise BadSample("lying_header", f"the stream's name has {len(stream)} characters, at most {_LONGEST_STREAM} are taken")
+    return _name(stream or message.topic, "stream")
+
+
+def _name(name: str, of: str) -> str:
+    if len(name) > _LONGEST_NAME:
+        raise BadSample("lying_header", f"the {of}'s name has {len(name)} characters, at most {_LONGEST_NAME} are taken")
     try:
-        stream.encode()
+        name.encode()
     except UnicodeEncodeError:  # JSON may say half a surrogate pair
-        raise BadSample("lying_header", f"the stream's name is no Unicode text: {ascii(stream)[:60]}") from None
-    return stream
+        raise BadSample("lying_header", f"the {of}'s name is no Unicode text: {ascii(name)[:60]}") from None
+    return name
+
+
+def _chunk(recording: str | None, offset: str | None, last: str | None) -> tuple[str | None, int, bool]:
+    if not recording or not offset:
+        if recording or offset or last:
+            raise BadSample("lying_header", f"a chunk says both recording and offset, this one recording {recording!r:.60} and offset {offset!r:.60}")
+        return None, 0, False
+    if not _WHOLE.fullmatch(offset):
+        raise BadSample("lying_header", f"offset {offset!r:.60} is no index of a sample: a whole number from 0 on, of at most 15 digits")
+    ends = _BOOLEANS.get((last or "false").lower())
+    if ends is None:
+        raise BadSample("lying_header", f"last {last!r:.60} is neither true nor false")
+    return _name(recording, "recording"), int(offset), ends
 
 
 def _seconds(text: str) -> float:
@@ -102,8 +127,8 @@ def _is_time(seconds: float) -> bool:
     return 0 <= seconds < _END_OF_TIME
 
 
-def _structured(raw: bytes) -> tuple[bytes, str | None, str | None, str | None]:
-    """payload, content type, subject and time of a structured event."""
+def _structured(raw: bytes) -> tuple[bytes, str | None, dict[str, str | None]]:
+    """payload, content type and _ATTRIBUTES of a structured event."""
     try:
         event = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -112,11 +137,14 @@ def _structured(raw: bytes) -> tuple[bytes, str | None, str | None, str | None]:
         raise BadSample("undecodable", f"says {STRUCTURED}, but is no JSON object with a specversion")
     if not event["specversion"].startswith("1."):
         raise BadSample("unsupported", f"CloudEvents specversion {event['specversion'][:20]!r}; 1.0 is read")
-    for name in ("datacontenttype", "subject", "time"):
+    for name, kind in (("offset", int), ("last", bool)):  # JSON may say these as what they are
+        if type(event.get(name)) is kind:
+            event[name] = str(event[name])
+    for name in ("datacontenttype", *_ATTRIBUTES):
         if not isinstance(event.get(name), str | None):
             raise BadSample("undecodable", f"attribute {name} of the CloudEvent is not a string")
     said = event.get("datacontenttype")
-    return _data(event, said), media_type(said), event.get("subject"), event.get("time")
+    return _data(event, said), media_type(said), {name: event.get(name) for name in _ATTRIBUTES}
 
 
 def _data(event: dict[str, Any], content_type: str | None) -> bytes:
