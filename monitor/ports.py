@@ -64,6 +64,17 @@ class SourceOptions(Options):
     max_age: float | None = Field(default=None, gt=0)
     """A sample captured longer ago is not scored: it is counted, settled and named in a health event. Without it, age does not matter."""
 
+    recording_timeout: float | None = Field(default=None, gt=0)
+    """A recording that comes in chunks has ended when none has come for so many seconds, or with a chunk that says `last`.
+
+    By default twice the length of a segment of its detector. No time passes while all of `max_in_flight` are out.
+    """
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the messages of one stream come in the order in which they were sent: else no recording can come in chunks."""
+        return True
+
     @property
     def stock_window(self) -> int | None:
         """Unsettled messages that a stock broker hands out at most, where the protocol does not let us say it; else None."""

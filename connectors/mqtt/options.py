@@ -131,6 +131,10 @@ class MqttSourceOptions(MqttConnectionOptions, SourceOptions):
         return tuple(Topic(text) for text in self.topics)
 
     @property
+    def keeps_order(self) -> bool:
+        return self.share_group is None
+
+    @property
     def stock_window(self) -> int | None:
         return _STOCK_WINDOW if self.protocol == "3.1.1" else None
 
