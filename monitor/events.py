@@ -15,11 +15,22 @@ class Data(BaseModel):
 
 
 class Origin(Data):
-    """Where a sample came from: source, topic and position are its id."""
+    """Where a sample came from: source, topic and position are its id, of a segment source, stream, recording and segment."""
 
     source: str
     topic: str
     position: str
+    """Of a segment, that of the first chunk that it was made of; which chunk that is depends on how its recording was cut."""
+    recording: str | None = None
+    """This and the following only of a segment, a piece of a recording that came in chunks."""
+    segment: int | None = Field(default=None, ge=0)
+    """Its number in the recording."""
+    start: float | None = Field(default=None, ge=0)
+    """Where in the recording it begins, in seconds."""
+    end: float | None = Field(default=None, gt=0)
+    """Where it ends."""
+    partial: bool | None = None
+    """True when samples of the segment are missing: this is its longest stretch."""
 
 
 class Region(Data):

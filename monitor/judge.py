@@ -65,7 +65,7 @@ class Judge:
             detector=verdict.detector,
             kind=self._kind,
             model_version=verdict.version.id,
-            sample=Origin(source=sample.source, topic=sample.topic, position=sample.position),
+            sample=_origin(sample),
             modality=sample.modality,
             captured=rfc_3339(sample.captured),
             scored=rfc_3339(verdict.scored),
@@ -88,6 +88,16 @@ class Judge:
             map=verdict.map if drawn else None,
             axes=_axes(verdict.axes, _began(verdict)) if drawn and verdict.axes is not None else None,
         )
+
+
+def _origin(sample: Sample) -> Origin:
+    place = Origin(source=sample.source, topic=sample.topic, position=sample.position)
+    piece = sample.segment
+    if piece is None:
+        return place
+    return place.model_copy(
+        update={"recording": piece.recording, "segment": piece.index, "start": piece.start, "end": piece.end, "partial": piece.partial}
+    )
 
 
 def regions(score_map: FloatArray, threshold: float | None) -> tuple[Region, ...]:
