@@ -103,12 +103,12 @@ class Tracing:
         """Around their sending: gives the events with the `traceparent` of the span that each is sent in."""
         spans: dict[str, Span] = {}
         for event in events:
-            message_id = event.id.partition(":")[2]
+            message_id = _message_id(event)
             if message_id not in spans and (context := self._within(message_id)) is not None:
                 facts = _named({"detector": detector})
                 spans[message_id] = self._tracer.start_span("publish", context=context, kind=SpanKind.PRODUCER, attributes=facts)
         try:
-            yield [_stamped(event, spans.get(event.id.partition(":")[2])) for event in events]
+            yield [_stamped(event, spans.get(_message_id(event))) for event in events]
         finally:
             for span in spans.values():
                 span.end()
@@ -178,6 +178,12 @@ def _carrier(message: Message) -> dict[str, str]:
     """The last header of each name, any case; also as an attribute of a CloudEvent in binary mode."""
     headers = {name.lower().removeprefix("ce_"): value.decode("ascii", "replace") for name, value in message.headers}
     return {field: headers[field] for field in _FIELDS if field in headers}
+
+
+def _message_id(event: Event) -> str:
+    """Of the message that was scored; of a segment's, the first of its chunks."""
+    place = event.data["sample"]
+    return f"{place['source']}/{place['topic']}/{place['position']}"
 
 
 def _stamped(event: Event, span: Span | None) -> Event:

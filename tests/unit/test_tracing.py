@@ -35,9 +35,8 @@ def message(position: str = "0-0", **headers: bytes) -> Message:
 
 
 def event(position: str = "0-0") -> Event:
-    return Event(
-        id=f"bottle:cameras/press/{position}", type="monitor.alert.v1", source="/test/bottle", key="press/7", time=1.7e9, data={"score": 1.0}
-    )
+    data = {"score": 1.0, "sample": {"source": "cameras", "topic": "press", "position": position}}
+    return Event(id=f"bottle:cameras/press/{position}", type="monitor.alert.v1", source="/test/bottle", key="press/7", time=1.7e9, data=data)
 
 
 @asynccontextmanager
