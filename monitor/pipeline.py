@@ -22,7 +22,7 @@ from monitor.batching import Batcher
 from monitor.errors import DeviceLost
 from monitor.health import Health
 from monitor.intake import Intake
-from monitor.pending import Bad, Item
+from monitor.pending import Bad, Item, finish
 from monitor.probation import Probation
 from monitor.publishing import Outlet, burial
 from monitor.receiving import Inlet
@@ -106,6 +106,7 @@ class Pipeline:
                     devices=devices,
                     bury=self._bury,
                     streams=streams,
+                    positions=state,
                     report=report,
                     tracing=tracing,
                 )
@@ -179,6 +180,7 @@ class Pipeline:
             yield from inlet.readings()
             yield "monitor_queue_depth", (f"sources.{inlet.name}",), intake.waiting
             yield "monitor_silent_streams", (inlet.name,), intake.silent_streams
+            yield "monitor_open_segments", (inlet.name,), intake.open_segments
         for outlet in (*self._outlets.values(), self._dead_letter):
             name = "monitor_sink_connected" if outlet in self._needed else "monitor_health_sink_connected"
             yield name, (outlet.name,), float(outlet.away is None)
@@ -230,7 +232,7 @@ class Pipeline:
                 size.observe(len(items))
                 seconds.observe(outcome.seconds)
                 if self._tracing is not None:
-                    ids = [sample.id for sample in samples]
+                    ids = [pending.delivery.message.id for item in items for pending in item.part.pendings]
                     self._tracing.step("score", ids, outcome.seconds, detector=name, model_version=model.version.id, batch_size=len(items))
                 await send.send(Scored(items, outcome))
 
@@ -252,9 +254,8 @@ class Pipeline:
                 anomalous.inc(sum(verdict.anomalous for verdict in verdicts.values()))
                 for verdict in verdicts.values():
                     latency.observe(max(0.0, now - verdict.sample.captured))  # a camera's clock may be ahead
-                await self._bury([Bad(scored.items[index].pending, "failed", error) for index, error in scored.outcome.failures.items()])
-                for index in verdicts:
-                    scored.items[index].pending.finish()
+                await self._bury([Bad(scored.items[index].part, "failed", error) for index, error in scored.outcome.failures.items()])
+                await finish(scored.items[index].part for index in verdicts)
 
     async def _send(self, outlets: Sequence[Outlet], events: Sequence[Event]) -> list[DeadLetter]:
         """To all outlets at once; returns what they refuse for ever."""
@@ -274,12 +275,12 @@ class Pipeline:
         """Dead letters, one per message whatever its detectors, confirmed; only then finished."""
         letters = []
         for one in bad:
-            if not one.pending.buried:
-                one.pending.buried = True  # no other part settles before this one is finished
-                letters.append(DeadLetter(message=one.pending.delivery.message, reason=one.reason, error=one.error))
+            for pending in one.part.pendings:
+                if not pending.buried:
+                    pending.buried = True  # no other part settles before this one is finished
+                    letters.append(DeadLetter(message=pending.delivery.message, reason=one.reason, error=one.error))
         await self._letters(letters)
-        for one in bad:
-            one.pending.finish()
+        await finish(one.part for one in bad)
 
     async def _letters(self, letters: Sequence[DeadLetter]) -> None:
         """Returns when the dead letter has confirmed them all."""

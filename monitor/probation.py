@@ -1,7 +1,7 @@
-"""After an unclean end, one delivery at a time: so that a message which kills the process is known (rule 9)."""
+"""After an unclean end, one thing at a time: so that a message which kills the process is known (rule 9)."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import anyio
 
@@ -12,27 +12,48 @@ MOST_DEATHS = 3  # of the process, with one message in work: then it is dead-let
 
 
 class Probation:
-    """The first `max_in_flight` deliveries of each source after an unclean end, alone in the whole daemon."""
+    """The first `max_in_flight` deliveries of each source after an unclean end, each alone in work in the whole daemon.
+
+    A chunk of a recording is in work when it is decoded, and with all others of its segment when that is scored. In between it rests,
+    unsettled, and the next one may come; probation goes on until the last of these deliveries is settled.
+    """
 
     def __init__(self, state: State, report: Report) -> None:
+        self.turn = anyio.Lock()
+        """Whoever works singly holds it."""
         self._state = state
         self._report = report
         self._left: dict[str, int] = {}
-        self._turn = anyio.Lock()
+        self._unsettled: dict[str, set[str]] = {}  # by source
 
     def singly(self, source: str, max_in_flight: int) -> bool:
-        """True while the next delivery of this source must be processed by itself."""
+        """True while the next delivery or segment of this source must be processed by itself."""
         if not self._state.unclean:
             return False
         if source not in self._left:
             self._left[source] = max_in_flight
+            self._unsettled[source] = set()
             self._report("processing_singly", source=source, deliveries=max_in_flight)
-        return self._left[source] > 0
+        return self._left[source] > 0 or bool(self._unsettled[source])
 
-    @asynccontextmanager
-    async def alone(self, source: str, message_id: str) -> AsyncIterator[int]:
-        """Around one delivery, until it is settled; gives how often the process died with it in work."""
-        async with self._turn:
-            yield self._state.begin(message_id)
+    @contextmanager
+    def delivery(self, source: str, message_id: str) -> Iterator[int]:
+        """Around work on the next delivery, until it is settled or rests; gives how often the process died with it in work."""
+        self._left[source] -= 1
+        self._unsettled[source].add(message_id)
+        yield self._state.begin(message_id)
+        self._state.rest([message_id])
+
+    @contextmanager
+    def segment(self, message_ids: Sequence[str]) -> Iterator[None]:
+        """Around work on a segment, until it is finished: dying within is a death on each of its chunks."""
+        for message_id in message_ids:
+            self._state.begin(message_id)
+        yield
+        self._state.rest(message_ids)
+
+    def settled(self, source: str, message_id: str) -> None:
+        """It did not kill the process."""
+        if message_id in self._unsettled.get(source, ()):
+            self._unsettled[source].remove(message_id)
             self._state.finish(message_id)
-            self._left[source] -= 1

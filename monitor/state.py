@@ -78,6 +78,13 @@ class State:
             ).fetchone()
         return int(row[0])
 
+    def rest(self, message_ids: Sequence[str]) -> None:
+        """They are in work no more, and not settled: dying now is no death on them, and those before are remembered."""
+        with self._lock:
+            for message_id in message_ids:
+                self._db.execute("UPDATE in_process SET open = 0 WHERE id = ?", (message_id,))
+                self._db.execute("DELETE FROM in_process WHERE id = ? AND deaths = 0", (message_id,))
+
     def finish(self, message_id: str) -> None:
         """Strike an id off: it was settled."""
         with self._lock:

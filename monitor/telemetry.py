@@ -62,6 +62,9 @@ HAPPENINGS: dict[str, str] = {
     "signal_clipped": "warning",  # a stream sends pictures or sound at the end of the scale: overexposed, overdriven; scored all the same
     "signal_frozen": "warning",  # a stream sends the same content again and again; scored all the same
     "signal_restored": "info",  # for a minute none of its samples had such a flaw
+    "segment_partial": "warning",  # a segment was scored on its longest stretch: its recording ended within it (counted only), chunks are missing
+    # (gap), or it was closed to make room (max_in_flight: named is the one that would do; counted each, logged when it grows)
+    "segment_unscored": "warning",  # the same, but too short for its detector
     "sample_too_old": "warning",  # samples older than `max_age` were settled, not scored; `count` since this was last said; counted per sample
     "samples_in_time": "info",  # for a minute none was too old
     "health_event_dropped": "warning",  # a health event was lost to one sink: full, it never takes it, or the end came; once per outage
@@ -149,6 +152,7 @@ METRICS: dict[str, Metric] = {
     "monitor_unsettled": Metric("gauge", "Messages that a source handed out and that are not settled.", ("source",)),
     "monitor_oldest_unsettled_seconds": Metric("gauge", "How long the oldest unsettled message is out; 0 without one.", ("source",)),
     "monitor_silent_streams": Metric("gauge", "Streams of a source that are silent for longer than expect_every.", ("source",)),
+    "monitor_open_segments": Metric("gauge", "Segments of recordings that wait for further chunks.", ("source",)),
     "monitor_queue_depth": Metric("gauge", "What waits: messages of sources.NAME to be decoded, samples of detectors.NAME to be scored.", ("queue",)),
     "monitor_running_batch_seconds": Metric("gauge", "How long the batch that runs longest is running; 0 without one. Beyond stall, /live says no."),
     "monitor_model_info": Metric("gauge", "1 for the model version that a detector serves.", ("detector", "model_version")),
