@@ -11,8 +11,8 @@ from monitor.events import AlertData, MapAxes, Origin, Region, ScoreData, SoundR
 from monitor.types import Axes, Event, FloatArray, ModelVersion, Sample, Scores, Verdict, rfc_3339
 
 MOST_REGIONS = 32  # the strongest; a map torn into hundreds of specks says nothing more
-GAP = 0.25
-"""Seconds: parts of a map of sound that are no further apart are one region; the knocks of a bearing are one fault, not a hundred."""
+GAP, PITCH_GAP = 0.25, 1 / 32
+"""Seconds, and share of a map's rows: parts of sound no further apart are one region; the knocks of a bearing are one fault, not a hundred."""
 
 
 class Judge:
@@ -107,12 +107,12 @@ def regions(score_map: FloatArray, threshold: float | None) -> tuple[Region, ...
     """
     return tuple(
         Region(x=part.left, y=part.top, width=part.width, height=part.height, area=part.area, peak=part.peak)
-        for part in _parts(score_map, threshold, 0)
+        for part in _parts(score_map, threshold, (0, 0))
     )
 
 
 def sound_regions(score_map: FloatArray, threshold: float | None, axes: Axes, began: float = 0.0) -> tuple[SoundRegion, ...]:
-    """As `regions`, of a map of sound that begins `began` seconds after its recording; parts up to GAP apart in time are one."""
+    """As `regions`, of a map of sound that begins `began` seconds after its recording; parts up to GAP and PITCH_GAP apart are one."""
     column = float(axes.seconds[-1] - axes.seconds[0]) / score_map.shape[1]
     return tuple(
         SoundRegion(
@@ -122,7 +122,7 @@ def sound_regions(score_map: FloatArray, threshold: float | None, axes: Axes, be
             high_hz=_decihertz(axes.hertz[part.top]),
             peak=part.peak,
         )
-        for part in _parts(score_map, threshold, round(GAP / column / 2))
+        for part in _parts(score_map, threshold, (round(score_map.shape[0] * PITCH_GAP / 2), round(GAP / column / 2)))
     )
 
 
@@ -137,15 +137,15 @@ class _Part(NamedTuple):
     peak: float
 
 
-def _parts(score_map: FloatArray, threshold: float | None, reach: int) -> list[_Part]:
-    """Two parts of one row with up to 2 * `reach` columns between them are one."""
+def _parts(score_map: FloatArray, threshold: float | None, reach: tuple[int, int]) -> list[_Part]:
+    """Two parts with up to twice `reach` (rows, columns) between them are one."""
     peak = float(score_map.max())
     if threshold is None or peak <= threshold:
         half = (float(score_map.mean()) + peak) / 2
         mask, most = score_map >= min(half, peak), 1
     else:
         mask, most = score_map > threshold, MOST_REGIONS
-    reached = cv2.dilate(mask.astype(np.uint8), np.ones((1, 2 * reach + 1), np.uint8))
+    reached = cv2.dilate(mask.astype(np.uint8), np.ones((2 * reach[0] + 1, 2 * reach[1] + 1), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(reached, connectivity=8)
     peaks = np.full(count, -np.inf, dtype=np.float32)
     np.maximum.at(peaks, np.asarray(labels[mask], dtype=np.intp), score_map[mask])

@@ -1,11 +1,14 @@
 """Verdicts, regions and alerts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from connectors.cloudevents import structured
 from monitor.calibration import Calibration
+from monitor.commands.listen import line_of
 from monitor.errors import MonitorError
 from monitor.events import AlertData, ScoreData
 from monitor.judge import MOST_REGIONS, Judge, regions, sound_regions
@@ -129,6 +132,16 @@ def test_regions_of_sound_are_in_seconds_and_hertz():
     assert event.axes == {"start": 0.0, "end": 5.0, "hertz": [8000.0, 4000.0, 2000.0, 1000.0, 0.0]}
 
 
+def test_listen_prints_where_in_time_and_pitch():
+    score_map = np.zeros((4, 50), np.float32)
+    score_map[1, 10:13] = 20.0
+    score_map[3, 40] = 30.0
+    line = line_of(json.loads(structured(sound_alert(score_map))))
+
+    assert " alert hall/3 bottle:microphones/hall/7: score 120 " in line
+    assert line.endswith(" where: 4.00-4.10 s at 0-1000 Hz; 1.00-1.30 s at 2000-4000 Hz")
+
+
 def test_regions_of_a_segment_count_from_the_beginning_of_its_recording():
     score_map = np.zeros((4, 50), np.float32)
     score_map[3, 20:] = 20.0
@@ -149,6 +162,16 @@ def test_strokes_of_one_pitch_are_one_region_of_sound():
     assert [(region.start, region.end) for region in found] == [(2.0, 2.1), (2.4, 2.5), (0.5, 1.2)]
     assert {(region.low_hz, region.high_hz) for region in found} == {(4000.0, 8000.0)}
     assert len(regions(score_map, 1.0)) == 5  # of an image they are five
+
+
+def test_neighbouring_bands_are_one_region_of_sound():
+    hertz = np.arange(128, -1, -1, dtype=np.float32)
+    axes = Axes(seconds=AXES.seconds, hertz=hertz)
+    score_map = np.zeros((128, 50), np.float32)
+    score_map[[10, 15, 60, 66], 30] = 20.0  # four bands between the first two, five between the others
+    found = sound_regions(score_map, 1.0, axes)
+
+    assert sorted((region.low_hz, region.high_hz) for region in found) == [(61.0, 62.0), (67.0, 68.0), (112.0, 118.0)]
 
 
 def test_nothing_above_gives_one_region_of_sound_round_the_peak():
