@@ -39,7 +39,7 @@ def fuse(network: nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """(B, C, S, S) on its way to the device, channels last. `here()` makes the current stream wait for it."""
+    """A batch on its way to the device, e.g. (B, C, S, S), channels last. `here()` makes the current stream wait for it."""
 
     pixels: Tensor
     copied: torch.cuda.Event | None = None
@@ -53,7 +53,7 @@ class Arriving:
 
 
 class Upload:
-    """Copies stacked images, or planes, to a device: on CUDA from pinned memory on a stream of its own, beside what is being scored."""
+    """Copies stacked images, planes or waveforms to a device: on CUDA from pinned memory on a stream of its own, beside what is being scored."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -61,11 +61,14 @@ class Upload:
 
     def send(self, images: Pixels) -> Arriving:
         """(B, S, S, C) -> (B, C, S, S) of the same type."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # the same bytes: channels last
+        return self.copy(torch.from_numpy(images).permute(0, 3, 1, 2))  # the same bytes: channels last
+
+    def copy(self, tensor: Tensor) -> Arriving:
+        """Of any shape, from the CPU."""
         if self._stream is None:
-            return Arriving(pixels)
+            return Arriving(tensor)
         with torch.cuda.stream(self._stream):
-            there = pixels.pin_memory().to(self._device, non_blocking=True)
+            there = tensor.pin_memory().to(self._device, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._stream)
         return Arriving(there, copied)

@@ -67,7 +67,7 @@ def identity(settings: Any, *tensors: Tensor) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
     return digest.hexdigest()
 
 

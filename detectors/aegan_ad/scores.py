@@ -21,8 +21,6 @@ from monitor.types import FloatArray
 
 DISTANCES = ("x_2", "x_1", "z_2", "z_1", "z_cos")
 POOL_SCORES = ("D_maha", "D_knn", "D_lof", "D_cos")
-SCORES: tuple[str, ...] = (*POOL_SCORES, *(f"G_{distance}_{reduction}" for distance in DISTANCES for reduction in ("sum", "min", "max")))
-"""All, in the order in which the paper's code looks for the best."""
 
 NEIGHBOURS = 2
 """Of D_knn."""

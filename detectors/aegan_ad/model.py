@@ -1,0 +1,163 @@
+"""What a trained model holds, saved and read; waveforms -> windows -> scores and maps."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from detectors.aegan_ad.networks import SIDE, Critic, Generator
+from detectors.aegan_ad.options import SCORES, Map, Norm, Score
+from detectors.aegan_ad.scores import Pool, clip_scores, window_distances
+from detectors.heatmap import smooth
+from detectors.spectrogram import LogMel
+from monitor.errors import ModelRefused
+from monitor.types import FloatArray
+
+HOP = 512
+"""Samples from one frame of a spectrogram to the next."""
+MOST_WINDOWS = 64
+"""That go through the networks at once: more would not be faster on a CPU, and take memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What scoring needs of the options, as resolved in training, and of the training clips.
+
+    rate: Hz. samples: of a training clip. low, high: decibels that stand for -1 and 1.
+    """
+
+    width: int
+    norm: Norm
+    first_norm: bool
+    rate: int
+    samples: int
+    low: float
+    high: float
+    scoring_stride: int
+    hop_seconds: float
+    score: Score
+    map: Map
+    smoothing: float
+
+
+class AeganAdModel(nn.Module):
+    """Generator, critic, the embeddings (N, 16 width) of the training clips, and the mean of their scaled spectra (128,)."""
+
+    embeddings: Tensor
+    reference: Tensor
+
+    def __init__(self, settings: Settings, clips: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.generator = Generator(settings.width, settings.norm, first_norm=settings.first_norm)
+        self.critic = Critic(settings.width)
+        self.register_buffer("embeddings", torch.zeros(clips, 16 * settings.width))
+        self.register_buffer("reference", torch.zeros(SIDE))
+        self.log_mel = LogMel(settings.rate, hop=HOP, mels=SIDE)
+        self._pool: Pool | None = None
+
+    def scaled(self, decibels: Tensor) -> Tensor:
+        """Those of the training clips lie in [-1, 1]; others are not clipped."""
+        middle, reach = (self.settings.high + self.settings.low) / 2, (self.settings.high - self.settings.low) / 2
+        return (decibels - middle) / reach
+
+    @torch.inference_mode()
+    def remember(self, clips: Sequence[Tensor]) -> None:
+        """What scores and maps compare with, of the scaled spectra (128, T) of the training clips."""
+        device = self.reference.device
+        self.embeddings.copy_(torch.cat([self.embed(clip[None].to(device)) for clip in clips]))
+        self.reference.copy_(torch.stack([clip.mean(dim=1) for clip in clips]).mean(dim=0))
+        self._pool = None
+
+    def embed(self, spectra: Tensor) -> Tensor:
+        """(B, 128, T) -> (B, F): the critic's embedding of each clip, the mean over its windows."""
+        windows, n = windows_of(spectra, self.settings.scoring_stride)
+        embedded = torch.cat([self.critic.embed(some) for some in torch.split(windows, MOST_WINDOWS)])
+        return embedded.view(len(spectra), n, -1).mean(dim=1)
+
+    def rebuild(self, spectra: Tensor, *, again: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, 128, T) -> the denoised spectra, the mean of all windows that show a column; and the distances of each window, (B n,).
+
+        Those in z need a second look of the encoder: only where `again`.
+        """
+        stride = self.settings.scoring_stride
+        windows, n = windows_of(spectra, stride)
+        columns = (starts(spectra.shape[2], stride)[:, None] + torch.arange(SIDE)).flatten().to(spectra.device)  # (n 128,)
+        rebuilt, parts = [], []
+        for some in torch.split(windows, MOST_WINDOWS):
+            z = self.generator.encode(some)
+            decoded = self.generator.decode(z)
+            parts.append(window_distances(some, decoded, z, self.generator.encode(decoded) if again else None))
+            rebuilt.append(decoded)
+        side_by_side = torch.cat(rebuilt).view(len(spectra), n, SIDE, SIDE).permute(0, 2, 1, 3).flatten(2)  # (B, 128, n 128)
+        denoised = torch.zeros_like(spectra).index_add_(2, columns, side_by_side)
+        seen = torch.zeros(spectra.shape[2], device=spectra.device).index_add_(0, columns, torch.ones_like(columns, dtype=torch.float32))
+        return denoised / seen, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    @torch.inference_mode()
+    def figures(self, waveforms: Tensor, wanted: Sequence[Score] = SCORES, *, maps: bool = True) -> tuple[dict[str, FloatArray], FloatArray | None]:
+        """(B, T) -> score name -> (B,), and maps (B, 128, frames) from high to low, where asked."""
+        settings = self.settings
+        spectra = self.scaled(self.log_mel(waveforms))
+        named: dict[str, FloatArray] = {}
+        strange = None
+        if maps or any(name.startswith("G") for name in wanted):
+            denoised, distances = self.rebuild(spectra, again=any(name.startswith("G_z") for name in wanted))
+            count = len(distances["x_2"]) // len(spectra)
+            usual = len(starts(self.log_mel.frames(settings.samples), settings.scoring_stride))
+            of_clips = clip_scores(distances, [count] * len(spectra), usual)
+            named |= {name: of_clips[name].cpu().numpy() for name in wanted if name.startswith("G")}
+            if maps:
+                against = spectra if settings.map == "reconstruction" else self.reference[:, None]
+                strange = smooth((denoised - against).abs() / 2, settings.smoothing).flip(1).cpu().numpy()
+        if any(name.startswith("D") for name in wanted):
+            compared = self.pool.scores(self.embed(spectra).cpu().numpy())
+            named |= {name: compared[name] for name in wanted if name.startswith("D")}
+        return named, strange
+
+    @property
+    def pool(self) -> Pool:
+        """The training clips' embeddings, ready to compare with."""
+        if self._pool is None:
+            self._pool = Pool(self.embeddings.cpu().numpy())
+        return self._pool
+
+
+def starts(frames: int, stride: int) -> Tensor:
+    """First frames of the windows of a clip: every `stride`, and one that ends where the clip ends."""
+    last = frames - SIDE
+    return torch.tensor([*range(0, last, stride), last])
+
+
+def windows_of(spectra: Tensor, stride: int) -> tuple[Tensor, int]:
+    """(B, 128, T) -> (B n, 1, 128, 128) and n."""
+    every = spectra.unfold(2, SIDE, 1)  # (B, 128, T - 127, 128), a view
+    chosen = every[:, :, starts(spectra.shape[2], stride)]
+    return chosen.permute(0, 2, 1, 3).reshape(-1, 1, SIDE, SIDE), chosen.shape[2]
+
+
+def save_model(folder: Path, model: AeganAdModel) -> None:
+    """weights.safetensors and detector.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, folder / "weights.safetensors")
+    head = {"kind": "aegan_ad", "format": 1, "clips": len(model.embeddings)}
+    (folder / "detector.json").write_text(json.dumps(head | asdict(model.settings), indent=2) + "\n")
+
+
+def read_model(folder: Path) -> AeganAdModel:
+    """What `save_model` wrote. Raises ModelRefused for anything else."""
+    try:
+        saved = json.loads((folder / "detector.json").read_text())
+        if saved.pop("kind") != "aegan_ad" or saved.pop("format") != 1:
+            raise ModelRefused(f"{folder}: not an AEGAN-AD of format 1")
+        clips = saved.pop("clips")
+        model = AeganAdModel(Settings(**saved), clips)
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelRefused(f"{folder} holds no AEGAN-AD: {error}") from error
+    return model
