@@ -71,9 +71,9 @@ class SourceOptions(Options):
     """
 
     @property
-    def keeps_order(self) -> bool:
-        """Whether the messages of one stream come in the order in which they were sent: else no recording can come in chunks."""
-        return True
+    def refuses_chunks(self) -> str | None:
+        """Why no recording can come in chunks through it, in words: their order is lost, or what they say of themselves. None where one can."""
+        return None
 
     @property
     def stock_window(self) -> int | None:

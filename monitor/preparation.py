@@ -90,8 +90,8 @@ class Preparation:
     def _chunk(self, pending: Pending, sample: Sample, envelope: Envelope, recording: str) -> Chunk:
         if sample.waveform is None:
             raise BadSample("unsupported", f"a chunk of a recording is sound, this is {sample.sensors}")
-        if not self._options.keeps_order:
-            raise BadSample("unsupported", "a chunk of a recording, from a shared subscription: its members are dealt the chunks in turn")
+        if self._options.refuses_chunks is not None:
+            raise BadSample("unsupported", f"a chunk of a recording: {self._options.refuses_chunks}")
         return Chunk(pending=pending, sample=sample, recording=recording, offset=envelope.offset, last=envelope.last)
 
     def _takers(self, sample: Sample, models: Mapping[str, Model]) -> dict[str, Model]:

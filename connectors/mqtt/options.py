@@ -131,8 +131,12 @@ class MqttSourceOptions(MqttConnectionOptions, SourceOptions):
         return tuple(Topic(text) for text in self.topics)
 
     @property
-    def keeps_order(self) -> bool:
-        return self.share_group is None
+    def refuses_chunks(self) -> str | None:
+        if self.protocol == "3.1.1":
+            return "MQTT 3.1.1 carries no headers, so that no message can say which recording it belongs to"
+        if self.share_group is not None:
+            return "the members of a shared subscription are dealt the chunks in turn, so that none has a whole recording"
+        return None
 
     @property
     def stock_window(self) -> int | None:
