@@ -7,7 +7,7 @@ number, so one that was killed and goes on ends with the weights of one that nev
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,7 +102,7 @@ class _Run:
         self.device = device
         self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.scheduler = None if recipe.plateau is None else ReduceLROnPlateau(self.optimizer, factor=0.5, patience=recipe.plateau)
-        self.best = {} if recipe.patience is None else _copied(network.state_dict())
+        self.best = {} if recipe.patience is None else copied(network.state_dict())
         self.history = History()
         self.checkpoint = Checkpoint(path, identity, {"network": network}, {"network": self.optimizer})
 
@@ -120,7 +120,7 @@ class _Run:
             if held_out_loss < min(history.held_out_loss, default=math.inf):
                 history.best = history.epochs + 1
                 if recipe.patience is not None:
-                    self.best = _copied(self.network.state_dict())
+                    self.best = copied(self.network.state_dict())
             history.train_loss.append(train_loss)
             history.held_out_loss.append(held_out_loss)
             if self.scheduler is not None:
@@ -189,5 +189,6 @@ class _Run:
                 self.scheduler.load_state_dict(facts["scheduler"])
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Tensor]:
+def copied(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A network's state that later steps do not change."""
     return {name: value.detach().clone() for name, value in state.items()}

@@ -74,6 +74,7 @@ class AeganAd:
         aside = Windows([model.scaled(log_mel(torch.from_numpy(clip)[None].to(place))[0].cpu()) for clip in spare])
         recipe = Recipe(
             epochs=preset.epochs or machine.epochs,
+            patience=preset.patience,
             steps=preset.steps,
             batch_size=preset.batch_size,
             stride=preset.stride,

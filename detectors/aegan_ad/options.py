@@ -93,6 +93,7 @@ class Preset:
     scoring_stride: int
     epochs: int | None
     """None: those of the machine."""
+    patience: int
     steps: int
     """Of an epoch at least: few windows are passed several times."""
     batch_size: int
@@ -100,8 +101,8 @@ class Preset:
 
 
 PRESETS: dict[Literal["paper", "cpu"], Preset] = {
-    "paper": Preset(width=32, stride=1, scoring_stride=1, epochs=None, steps=1, batch_size=512, mixed_precision=False),
-    "cpu": Preset(width=16, stride=32, scoring_stride=32, epochs=20, steps=60, batch_size=32, mixed_precision=True),
+    "paper": Preset(width=32, stride=1, scoring_stride=1, epochs=None, patience=60, steps=1, batch_size=512, mixed_precision=False),
+    "cpu": Preset(width=16, stride=32, scoring_stride=32, epochs=40, patience=6, steps=100, batch_size=8, mixed_precision=True),
 }
 
 
@@ -120,6 +121,8 @@ class AeganAdOptions(Options):
     """Frames from one training window to the next, from another first frame in each epoch. By default the preset's."""
     epochs: int | None = Field(default=None, ge=1, le=10_000)
     """By default the preset's."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a lower reconstruction error of held-out clips after which training ends. By default the preset's."""
     batch_size: int | None = Field(default=None, ge=2, le=4096)
     """Windows per training step. By default the preset's."""
     scoring_stride: int | None = Field(default=None, ge=1, le=128)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detectors.aegan_ad.networks import SIDE, Critic, Generator
 from detectors.devices import has_bf16, watched
 from detectors.resuming import Checkpoint, identity
-from detectors.training import CHECKPOINT, seeded
+from detectors.training import CHECKPOINT, copied, seeded
 from monitor.errors import ConfigError
 from monitor.ports import Progress
 
@@ -27,9 +27,14 @@ EPSILON = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Adam for both networks. An epoch is one pass over the windows, or as many and parts of one as make `steps`; its last batch is dropped."""
+    """Adam for both networks. An epoch is one pass over the windows, or as many and parts of one as make `steps`; its last batch is dropped.
+
+    Training ends after `epochs`, or after `patience` epochs without a lower reconstruction error of held-out clips; with the weights of
+    the epoch that had the lowest. The original takes the epoch that is best on labelled test clips.
+    """
 
     epochs: int
+    patience: int
     steps: int
     batch_size: int
     stride: int
@@ -41,11 +46,15 @@ class Recipe:
 
 @dataclass(slots=True)
 class History:
-    """How a training went, epoch by epoch: the critic's loss, the generator's, and the reconstruction error of held-out clips."""
+    """How a training went, epoch by epoch: the critic's loss, the generator's, and the reconstruction error of held-out clips.
+
+    best: the epoch (from 1) with the lowest of these.
+    """
 
     critic_loss: list[float] = field(default_factory=list)
     generator_loss: list[float] = field(default_factory=list)
     held_out_error: list[float] = field(default_factory=list)
+    best: int = 0
     seconds: float = 0.0
 
     @property
@@ -91,7 +100,7 @@ def train(
     device: torch.device,
     progress: Progress,
 ) -> History:
-    """Trains both in place, on `device`, with the last weights; goes on from the checkpoint in `folder`.
+    """Trains both in place, on `device`; goes on from the checkpoint in `folder`.
 
     Raises ConfigError when `folder` holds a checkpoint of another training, or when a loss is not finite.
     """
@@ -120,23 +129,27 @@ class _Run:
 
     def complete(self, training: Windows, held_out: Windows, seed: int, progress: Progress) -> History:
         recipe = self.recipe
+        networks = torch.nn.ModuleList([self.generator, self.critic])
         found = self.checkpoint.read()
-        history = History(**found[0]) if found else History()
+        history, best = (History(**found[0]), found[1]) if found else (History(), {})
         spent, started = history.seconds, time.monotonic()
-        while history.epochs < recipe.epochs:
+        while history.epochs < recipe.epochs and history.epochs - history.best < recipe.patience:
             with seeded(self.device, seed, "epoch", history.epochs):
                 critic_loss, generator_loss = self.learn(training)
             error = self.measure(held_out)
             if not all(map(math.isfinite, (critic_loss, generator_loss, error))):
                 raise ConfigError(f"the loss is not finite after epoch {history.epochs + 1}: expected other options, e.g. another machine's settings")
+            if error < min(history.held_out_error, default=math.inf):
+                history.best, best = history.epochs + 1, copied(networks.state_dict())
             history.critic_loss.append(critic_loss)
             history.generator_loss.append(generator_loss)
             history.held_out_error.append(error)
             history.seconds = spent + time.monotonic() - started
-            self.checkpoint.write(asdict(history))
-            progress("train", history.epochs, recipe.epochs, {"loss": generator_loss, "critic": critic_loss, "held_out": error})
-        self.generator.eval()
-        self.critic.eval()
+            self.checkpoint.write(asdict(history), best)
+            figures = {"loss": generator_loss, "critic": critic_loss, "held_out": error, "best": history.best}
+            progress("train", history.epochs, recipe.epochs, figures)
+        networks.load_state_dict(best)
+        networks.eval()
         return history
 
     def learn(self, training: Windows) -> tuple[float, float]:
