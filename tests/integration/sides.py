@@ -31,13 +31,13 @@ _PATIENCE = 120.0
 
 
 class Inlet(Protocol):
-    """A topic of pictures: what a camera sends there, and the source that reads it."""
+    """A topic of pictures or sound: what a camera or microphone sends there, and the source that reads it. `more` are further headers."""
 
     topic: str
     table: dict[str, Any]
     """The source, as in monitor.toml."""
 
-    def send(self, payload: bytes, stream: str) -> Confirmed: ...
+    def send(self, payload: bytes, stream: str, **more: str) -> Confirmed: ...
 
     def unsettled(self) -> int:
         """How many messages the broker would give the source again."""
@@ -86,12 +86,13 @@ class KafkaInlet:
         }
         self._producer = KafkaProducer(bootstrap_servers=broker.plain, linger_ms=5)
 
-    def send(self, payload: bytes, stream: str) -> Confirmed:
-        future = self._producer.send(self.topic, value=payload, key=stream.encode(), headers=list(self.HEADERS))
+    def send(self, payload: bytes, stream: str, **more: str) -> Confirmed:
+        headers = (*self.HEADERS, *((name, text.encode()) for name, text in more.items()))
+        future = self._producer.send(self.topic, value=payload, key=stream.encode(), headers=list(headers))
 
         def confirmed() -> tuple[str, Headers]:
             where = future.get(timeout=_PATIENCE)
-            return f"{where.partition}-{where.offset}", self.HEADERS
+            return f"{where.partition}-{where.offset}", headers
 
         return confirmed
 
@@ -165,10 +166,10 @@ class MqttInlet:
         self._client.connect(broker.host, broker.port)
         self._client.loop_start()
 
-    def send(self, payload: bytes, stream: str) -> Confirmed:
+    def send(self, payload: bytes, stream: str, **more: str) -> Confirmed:
         properties, headers = Properties(PacketTypes.PUBLISH), ()
         if self._protocol == "5":
-            texts = (*self.HEADERS, ("stream", stream), ("id", str(uuid.uuid4())))
+            texts = (*self.HEADERS, ("stream", stream), ("id", str(uuid.uuid4())), *more.items())
             properties.UserProperty = list(texts)
             headers = tuple((name, text.encode()) for name, text in texts)
         mid = self._client.publish(self.topic, payload, qos=1, properties=properties).mid

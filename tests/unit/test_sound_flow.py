@@ -21,7 +21,6 @@ from monitor.evaluation.layouts import training_files
 from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
 from monitor.probation import Probation
-from monitor.reference import load_detector
 from monitor.serving import Devices
 from monitor.settings import DetectorSettings, SinkSettings
 from monitor.state import State
@@ -29,26 +28,12 @@ from monitor.store import ModelStore
 from monitor.telemetry import Telemetry
 from monitor.topology import PipelineSettings
 from monitor.training import Job, train
-from monitor.types import Message, Sample
+from monitor.types import Message
 from recordings import chunks, cuts, noise, wav
+from trained_listener import train_listener, undivided, write_normals
 
 pytestmark = pytest.mark.anyio
 numbers = itertools.count()
-
-
-def normals(folder: Path, suffix: str, payloads: list[bytes]) -> None:
-    folder.mkdir()
-    for number, payload in enumerate(payloads):
-        (folder / f"{number}{suffix}").write_bytes(payload)
-
-
-def trained(home: Path, options: ListenerOptions) -> Path:
-    """A store with a model of the detector `fan`."""
-    normals(home / "normals", ".wav", [wav(noise(10_000 + number, 10)) for number in range(10)])
-    files = training_files("folder", home / "normals", None)
-    job = Job(name="fan", kind="listener", options=options, files=files, seed=0, device="cpu", false_alarm_probability=0.01, max_batch_size=4)
-    train(job, store=ModelStore(home / "models"), progress=lambda *_: None, report=lambda *_, **__: None)
-    return home / "models"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +44,7 @@ def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def store(**options: Any) -> Path:
         name = repr(options)
         if name not in stores:
-            stores[name] = trained(tmp_path_factory.mktemp("listener"), ListenerOptions(**options))
+            stores[name] = train_listener(tmp_path_factory.mktemp("listener"), ListenerOptions(**options))
         return stores[name]
 
     return store
@@ -179,16 +164,10 @@ def interleaved(line: Line, *, seconds: int, chunk: int, streams: int = 30) -> d
     recordings = [noise(100 + number, seconds) for number in range(streams)]
     parts = [list(chunks(recording, cuts(seconds * 100, chunk), stream=f"mic {number}")) for number, recording in enumerate(recordings)]
     line.put(message for together in itertools.zip_longest(*parts) for message in together if message is not None)
-    version = line.store.current("fan")
-    assert version is not None
-    fan = load_detector(version, device="cpu", precision="fp32", report=line.telemetry.report)
     expected = {}
     for number, recording in enumerate(recordings):
-        for segment in range(seconds // 10):
-            clip = recording[:, 1000 * segment : 1000 * (segment + 1)]
-            sample = Sample(source="", topic="", position="", stream="", captured=0.0, received=0.0, waveform=clip, rate=100)
-            score = fan.score(fan.stack([sample], [fan.prepare(sample)])).values[0]
-            expected[f"fan:mics/mic {number}/shift%201/{segment}"] = float(score)
+        for segment, score in enumerate(undivided(line.store, recording)):
+            expected[f"fan:mics/mic {number}/shift%201/{segment}"] = score
     return expected
 
 
@@ -304,7 +283,7 @@ async def test_chunks_that_come_again_while_the_first_are_out_hold_no_second_pla
 async def test_a_chunk_goes_only_to_detectors_of_sound(tmp_path, store_of):
     line = Line(tmp_path, store_of())
     pictures = [cv2.imencode(".png", np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8))[1].tobytes() for number in range(10)]
-    normals(tmp_path / "pictures", ".png", pictures)
+    write_normals(tmp_path / "pictures", ".png", pictures)
     files = training_files("folder", tmp_path / "pictures", None)
     job = Job(name="eye", kind="fake", options=FakeOptions(), files=files, seed=0, device="cpu", false_alarm_probability=0.01, max_batch_size=4)
     train(job, store=line.store, progress=lambda *_: None, report=lambda *_, **__: None)
