@@ -41,6 +41,10 @@ class Ledger(Generic[Position]):
                 self._watermark = closed
 
     @property
+    def dead(self) -> bool:
+        return self._dead
+
+    @property
     def outstanding(self) -> int:
         """How many are handed out and not settled."""
         return len(self._unsettled)

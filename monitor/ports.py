@@ -132,6 +132,8 @@ class Delivery:
 
     message: Message
     settle: Callable[[], None]
+    moved: Callable[[], bool] = lambda: False
+    """Whether it is settled for nobody any more, because its partition went to another member, who is given it too. MUST NOT wait or do I/O."""
 
 
 class Source(Protocol):

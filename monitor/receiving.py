@@ -44,7 +44,7 @@ class Inlet:
             self._messages.inc()
             self._since[number] = time.monotonic()
             settle = delivery.settle if self._tracing is None else self._tracing.received(delivery)
-            yield Delivery(delivery.message, partial(self._settle, number, settle))
+            yield Delivery(delivery.message, partial(self._settle, number, settle), delivery.moved)
 
     def _settle(self, number: int, settle: Any) -> None:
         settle()

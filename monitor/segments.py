@@ -126,6 +126,16 @@ class Segment:
             older.pending.resume()
             older.pending.finish()
 
+    def give_up_moved(self) -> None:
+        """Chunks that somebody else is given now are his to score."""
+        for place, piece in list(self._pieces.items()):
+            if piece.pending.delivery.moved():
+                del self._pieces[place]
+                piece.pending.resume()
+                piece.pending.finish()
+        if not self._pieces:
+            self.recording.drop(self)
+
     def close(self, shortest: int, *, to_make_room: bool = False) -> None:
         """It is in work from now on. At least `shortest` samples in one stretch are scored."""
         begin, end = self._longest()
@@ -300,8 +310,13 @@ class Recordings:
             self._listening = heard_until
 
     def ended(self) -> Iterator[Segment]:
-        """Closes and gives the segments of recordings of which nothing came for the timeout, though it could have been heard."""
+        """Closes and gives the segments of recordings of which nothing came for the timeout, though it could have been heard.
+
+        Gives up what moved to another member of its consumer group.
+        """
         for recording in list(self._recordings.values()):
+            for segment in recording.open:
+                segment.give_up_moved()
             silent = self._heard_until - max(recording.arrived, self._listening)
             over = {detector for detector, cut in recording.cuts.items() if silent >= (self._timeout or 2 * cut.length / recording.rate)}
             yield from self._close(recording, [segment for segment in recording.open if segment.detector in over])

@@ -78,6 +78,10 @@ class Partitions:
             partition.ledger.settle(offset)
             self._free()
 
+    def moved(self, partition: Partition) -> bool:
+        """Whether its stay with us is over."""
+        return partition.ledger.dead
+
     def _free(self) -> None:
         self._taken -= 1
         if self._places - self._taken in (1, self._enough):

@@ -113,7 +113,7 @@ class KafkaSource:
                 raise group
             for partition, offset, message in group:
                 if not self._stopping and self._partitions.hand_out(partition, offset):
-                    yield Delivery(message, partial(self._partitions.settle, partition, offset))
+                    yield Delivery(message, partial(self._partitions.settle, partition, offset), partial(self._partitions.moved, partition))
                 elif self._stopping:
                     self._partitions.give_back()
 

@@ -54,13 +54,14 @@ class Line:
         self.resting: set[int] = set()
         self.pendings: list[Pending] = []
         self.closed: list[Segment] = []
+        self.moved: set[int] = set()
 
     async def add(self, waveform: FloatArray, offset: int, *, last: bool = False, recording: str = "r", rate: int = RATE, hold: bool = False) -> int:
         """The number of the chunk."""
         number = len(self.pendings)
         message = Message(source="mics", topic="plant", position=str(number), payload=b"", received=1.0)
         pending = Pending(
-            Delivery(message, lambda: self.settled.append(number)),
+            Delivery(message, lambda: self.settled.append(number), lambda: number in self.moved),
             float(number),
             on_settled=lambda: None,
             on_rest=lambda rests: (self.resting.add if rests else self.resting.remove)(number),
@@ -226,6 +227,27 @@ async def test_a_chunk_that_comes_again_takes_the_place_of_the_one_before() -> N
     assert line.settled[:5] == [0, 1, 2, 3, 4]
     assert len(line.settled) == 15
     assert facts(line) == facts(await line_of(waveform, [(0, 1000)]))
+
+
+@pytest.mark.anyio
+async def test_what_moved_to_another_member_is_not_scored_here() -> None:
+    line, waveform = Line(), noise(1, 10)
+    for begin, end in cuts(1000, 100)[:6]:
+        await line.add(waveform[:, begin:end], begin)
+    line.moved = set(range(6))
+    await line.add(waveform[:, :100], 0)  # and came back at once: the first chunk is here again
+    line.recordings.look(1.0, listening=True)
+    await line.take(line.recordings.ended())
+    assert sorted(line.settled) == [0, 1, 2, 3, 4, 5]
+    for begin, end in cuts(1000, 100)[1:]:
+        await line.add(waveform[:, begin:end], begin)
+    assert facts(line) == facts(await line_of(waveform, [(0, 1000)]))
+
+    await line.add(waveform[:, :100], 0, recording="other")
+    line.moved.add(len(line.pendings) - 1)
+    await line.take(line.recordings.ended())
+    assert len(line.closed) == 1
+    assert len(line.recordings) == 0
 
 
 @pytest.mark.anyio
