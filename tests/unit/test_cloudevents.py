@@ -225,3 +225,43 @@ def test_maps_that_cannot_be_placed_now(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Disconnected):
         encode(alert(600), max_bytes=2**20, place=place_in(tmp_path / "file" / "maps"), report=Telemetry().report)
+
+
+def test_a_chunk_by_header_or_attribute() -> None:
+    whole = unwrap(message())
+    assert (whole.recording, whole.offset, whole.last) == (None, 0, False)
+    chunk = unwrap(message(recording=b"Schicht 1", offset=b"16000"))
+    assert (chunk.recording, chunk.offset, chunk.last) == ("Schicht 1", 16000, False)
+    for said, last in ((b"true", True), (b"1", True), (b"True", True), (b"false", False), (b"0", False)):
+        assert unwrap(message(recording=b"r", offset=b"0", last=said)).last is last
+    binary = unwrap(message(ce_recording=b"r", ce_offset=b"7", ce_last=b"true"))
+    assert (binary.recording, binary.offset, binary.last) == ("r", 7, True)
+    for attributes in ({"recording": "r", "offset": 7, "last": True}, {"recording": "r", "offset": "7", "last": "true"}):
+        said = unwrap(message(event(datacontenttype="audio/wav", data_base64="eA==", **attributes), content_type=STRUCTURED))
+        assert (said.recording, said.offset, said.last) == ("r", 7, True)
+    assert unwrap(message(event(recording="r", offset=7), content_type=STRUCTURED, offset=b"8")).offset == 8
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"recording": b"r"},
+        {"offset": b"0"},
+        {"last": b"true"},
+        {"recording": b"r", "offset": b"-1"},
+        {"recording": b"r", "offset": b"1.5"},
+        {"recording": b"r", "offset": b"1" * 16},
+        {"recording": b"r", "offset": b"\xd9\xa1"},
+        {"recording": b"r", "offset": b"0", "last": b"yes"},
+        {"recording": b"r" * 513, "offset": b"0"},
+        {"recording": b"\xff", "offset": b"0"},
+    ],
+)
+def test_a_chunk_that_lies(headers: dict[str, bytes]) -> None:
+    assert reason(message(**headers)) == "lying_header"
+
+
+def test_attributes_of_a_chunk_that_are_no_such_thing() -> None:
+    for attributes in ({"recording": 1, "offset": 0}, {"recording": "r", "offset": 1.5}, {"recording": "r", "offset": True}):
+        assert reason(message(event(**attributes), content_type=STRUCTURED)) == "undecodable"
+    assert reason(message(event(recording="r\ud800", offset=0), content_type=STRUCTURED)) == "lying_header"

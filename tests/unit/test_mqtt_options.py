@@ -258,3 +258,9 @@ def test_acknowledgements_keep_the_order_and_die_with_their_connection() -> None
     assert list(window.released) == [7, 3, 9]
     with pytest.raises(ValueError, match="settled twice"):
         window.settle(numbers[3])
+
+
+@pytest.mark.parametrize(("more", "why"), [({"protocol": "3.1.1"}, "carries no headers"), ({"share_group": "g"}, "dealt the chunks in turn")])
+def test_where_no_recording_can_come_in_chunks(more: dict[str, str], why: str) -> None:
+    assert why in (source(**more).refuses_chunks or "")
+    assert source().refuses_chunks is None

@@ -31,6 +31,22 @@ def test_dying_with_an_id_written_is_one_death_on_it(tmp_path):
         assert state.begin("a") == 0
 
 
+def test_dying_while_an_id_rests_is_no_death_on_it_but_those_before_are_remembered(tmp_path):
+    path = tmp_path / "state.db"
+    with State(path) as state:
+        state.begin("a")
+    for _ in range(2):
+        with State(path) as state:
+            assert state.begin("a") == 1
+            assert state.begin("b") == 0
+            state.rest(["a", "b"])
+    with State(path) as state:
+        state.begin("a")
+        state.finish("a")
+        state.rest(["a"])
+        assert state.begin("a") == 0
+
+
 def test_no_death_is_charged_for_an_orderly_end(tmp_path):
     path = tmp_path / "state.db"
     with State(path) as state:
