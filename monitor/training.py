@@ -191,7 +191,7 @@ def _begin(folder: Path, plan: dict[str, Any], *, resume: bool) -> None:
 def _differing(key: str, was: Any, now: Any) -> str:
     """Only what differs, of tables too."""
     if isinstance(was, dict) and isinstance(now, dict):
-        return ", ".join(_differing(f"{key}.{part}", was.get(part), now.get(part)) for part in now if was.get(part) != now.get(part))
+        return ", ".join(_differing(f"{key}.{part}", was.get(part), now.get(part)) for part in was | now if was.get(part) != now.get(part))
     return f"{key} was {json.dumps(was)}, is {json.dumps(now)}"
 
 

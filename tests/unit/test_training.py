@@ -147,6 +147,11 @@ def test_a_resume_that_differs_is_refused(normals: Path, tmp_path: Path, monkeyp
         run(job(normals, seed=2), store, resume=True)
     with pytest.raises(ConfigError, match=r"options\.epochs was 2, is 3"):
         run(job(normals, epochs=3), store, resume=True)
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "options": {**plan["options"], "removed": 7}}))  # by a release before
+    with pytest.raises(ConfigError, match=r"options\.removed was 7, is null"):
+        run(job(normals), store, resume=True)
+    (folder / "plan.json").write_text(json.dumps(plan))
     (normals / "000.png").write_bytes((normals / "001.png").read_bytes())
     with pytest.raises(ConfigError, match=r"data\.sha256 was"):
         run(job(normals), store, resume=True)
