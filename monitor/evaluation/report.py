@@ -14,7 +14,7 @@ import numpy as np
 
 from monitor.evaluation.drawing import CLEAR, Pixels, Scale, jpeg, overlay, pictures, write_curves, write_png
 from monitor.evaluation.evaluate import Evaluation
-from monitor.evaluation.sound import doubt, write_challenge
+from monitor.evaluation.sound import write_challenge
 from monitor.evaluation.spectrogram import RANGE, framed, spectrogram
 from monitor.ports import Progress
 from monitor.types import FloatArray, Sample
@@ -68,7 +68,7 @@ def write_report(evaluation: Evaluation, facts: Mapping[str, Any], folder: Path,
     page = Template(files("monitor.evaluation").joinpath("report.html").read_text("utf-8")).substitute(
         title=html.escape(f"{facts['detector']} on {facts['category']}"),
         subtitle=html.escape(f"{facts['kind']}, model {facts['model_version']}, seed {facts['seed']}, on {facts['device']} in {facts['precision']}"),
-        warning="".join(f'<p class="warning">{html.escape(words)}</p>' for words in _warnings(evaluation, facts)),
+        warning="".join(f'<p class="warning">{html.escape(words)}</p>' for words in _warnings(facts)),
         kind="images" if evaluation.labelled.clips is None else "sound",
         tables=_main_table(facts) + _group_table(facts) + _score_table(evaluation, facts) + _defect_table(evaluation),
         curves="".join(f'<img alt="{path.stem}" src="{_inline(path.read_bytes(), "png")}">' for path in curves),
@@ -168,11 +168,9 @@ def _legend(evaluation: Evaluation) -> str:
     return f"{words} {drawn}, on one scale for all samples." + ("" if sound else " Green: the true defect.")
 
 
-def _warnings(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
+def _warnings(facts: Mapping[str, Any]) -> list[str]:
     words = [f"Threshold: {facts['supported']}"] if facts["supported"] else []
-    if evaluation.labelled.clips is not None and (doubtful := doubt(evaluation.labelled)):
-        words.append(doubtful)
-    return words
+    return [*words, facts["doubt"]] if facts.get("doubt") else words
 
 
 def _main_table(facts: Mapping[str, Any]) -> str:

@@ -70,6 +70,7 @@ def figures(labelled: Labelled, scores: FloatArray, named: Mapping[str, FloatArr
     said: dict[str, Any] = {
         **main.short,
         f"{next(iter(counted)).partition('_')[0]}s": {group: {**main.groups[group], **counted[group]} for group in counted},
+        "doubt": doubt(labelled),
         "label_free": {"score": serving, **main.short},
         "scores": {name: measure(labelled, values).short for name, values in named.items()},
     }

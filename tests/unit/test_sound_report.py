@@ -116,6 +116,7 @@ def test_the_figures_are_those_of_the_contract(fan: Evaluation) -> None:
     assert set(figures["ids"]) == {"id_00", "id_02"}
     here = np.array([one.group == "id_02" for one in fan.labelled.clips or ()])
     assert figures["ids"]["id_02"]["auc"] == pytest.approx(roc_auc_score(fan.labelled.anomalous[here], fan.scores[here]))
+    assert figures["doubt"] == "pAUC rests on the single strangest of 3 normal clips"
     assert figures["label_free"]["score"] == "mean"
     assert set(figures["scores"]) == {"mean", "largest", "level"}
     json.dumps(figures, allow_nan=False)
