@@ -23,10 +23,9 @@ class Arrivals:
         self._moved = 0.0  # when a delivery was settled or went to rest last, or went into work after none was
         self._deaf = 0.0  # seconds in which nothing could be handed out: held, or the process stood still
 
-    @property
-    def stuck(self) -> bool:
-        """Whether all of max_in_flight rest: only closing a segment makes room."""
-        return not self.undealt and self.resting == self.unsettled >= self._max_in_flight
+    def stuck(self, taken: int) -> bool:
+        """Whether all that are out rest while all places are `taken`: only closing a segment makes room."""
+        return not self.undealt and 0 < self.resting == self.unsettled and taken >= self._max_in_flight
 
     def came(self, now: float) -> float:
         """One more is out; gives when it arrived."""

@@ -75,7 +75,7 @@ class Intake:
         kept = SEGMENTS_KEPT * options.max_in_flight
         self._finished = {reader: FinishedSegments(positions, source=name, detector=reader, most=kept, report=report) for reader in detectors}
         self._recordings = Recordings(self._finished, options.recording_timeout)
-        self._needed = 0  # the largest max_in_flight that was said to be needed
+        self._needed = options.max_in_flight  # or the largest that was said to be needed
         self._dealing = anyio.Lock()
         self._stirred = anyio.Event()  # segments may have to be closed
         self._waiting: anyio.CancelScope | None = None  # around the wait for a first model
@@ -259,8 +259,8 @@ class Intake:
                 if self._draining:
                     return
                 await self._work_on(self._recordings.ended(), singly=self._singly)
-                if self._arrivals.stuck:
-                    needed = self._recordings.needed
+                if self._arrivals.stuck(self.source.taken):
+                    needed = self._recordings.needed(in_order=self.unsettled < self._options.max_in_flight)
                     await self._work_on(self._recordings.make_room(), singly=self._singly, max_in_flight=needed, quiet=needed <= self._needed)
                     self._needed = max(needed, self._needed)
 

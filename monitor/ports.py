@@ -174,6 +174,15 @@ class Listening(Protocol):
         ...
 
 
+@runtime_checkable
+class InOrder(Protocol):
+    """What a source may have besides, where a settled delivery keeps its place until all before it are settled."""
+
+    def taken(self) -> int:
+        """Places of max_in_flight that the other side counts as taken. MUST NOT wait or do I/O."""
+        ...
+
+
 class Sink(Protocol):
     """`Implementation(options, context)`."""
 

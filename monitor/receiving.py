@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from monitor.ports import Context, Delivery, Lagging, Listening, Positions, Source, SourceOptions
+from monitor.ports import Context, Delivery, InOrder, Lagging, Listening, Positions, Source, SourceOptions
 from monitor.registry import resolve
 from monitor.telemetry import Reading, Telemetry
 
@@ -54,6 +54,11 @@ class Inlet:
     def listening(self) -> bool:
         """Whether what is sent now can reach us."""
         return self.away is None and not (isinstance(self._source, Listening) and not self._source.listening())
+
+    @property
+    def taken(self) -> int:
+        """Places of max_in_flight that are taken, by what is unsettled or waits behind that for its commitment."""
+        return max(len(self._since), self._source.taken() if isinstance(self._source, InOrder) else 0)
 
     def _report(self, what: str, /, **facts: Any) -> None:
         if what == "source_disconnected":

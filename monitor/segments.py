@@ -328,10 +328,13 @@ class Recordings:
             oldest = min(waiting, key=lambda segment: min(pending.arrived for pending in segment.pendings))
             yield from self._close(oldest.recording, [oldest], to_make_room=True)
 
-    @property
-    def needed(self) -> int:
-        """The `max_in_flight` with which these recordings can all come at a time: each holds its most, and one chunk more completes a segment."""
-        return 1 + sum(recording.held for recording in self._recordings.values())
+    def needed(self, *, in_order: bool) -> int:
+        """The `max_in_flight` with which these recordings can all come at a time: each holds its most, and one chunk more completes a segment.
+
+        `in_order`: what is settled keeps its place until all before it is. Then all that comes while a segment is open takes one.
+        """
+        held = [recording.held for recording in self._recordings.values()]
+        return sum(held) + (len(held) if in_order else 1)
 
     def drop(self, recording: Recording) -> None:
         """Nothing of it is open or in work."""

@@ -52,6 +52,8 @@ class MqttSource:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
+        self._window: Window | None = None
+        """The newest from which something came."""
         self._held = 0
         """Messages that the event loop has, handed out or not."""
         self._lock = threading.Lock()
@@ -100,6 +102,10 @@ class MqttSource:
                 else:
                     await self._places.changed(math.inf)
 
+    def taken(self) -> int:
+        """See monitor.ports.InOrder: the receive maximum counts what is not acknowledged."""
+        return 0 if self._window is None else self._window.unacknowledged
+
     def _settled(self, window: Window, number: int | None) -> None:
         self._let_go(1)
         if number is not None:
@@ -110,6 +116,7 @@ class MqttSource:
             self._held -= count
 
     def _pass_on(self, window: Window, arrived: Read) -> None:
+        self._window = window
         for mid, message in arrived:
             number = window.arrived(mid) if mid else None
             if message is not None:

@@ -41,6 +41,11 @@ class Window:
             self.released.append(self._unacknowledged.popleft()[1])
         self._wake()
 
+    @property
+    def unacknowledged(self) -> int:
+        """Messages that came and whose acknowledgement is not released."""
+        return len(self._unacknowledged)
+
     def kill(self) -> int:
         """The connection is over: what is settled from now on is never acknowledged, and may have another's packet id by now.
 

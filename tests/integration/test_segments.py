@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ SECONDS = 40
 class Hall:
     """Microphones that send recordings in chunks in turn, and what was said of these."""
 
-    def __init__(self, broker: Broker | Mosquitto, home: Path, models: Path) -> None:
+    def __init__(self, broker: Broker | Mosquitto, home: Path, models: Path, **source: Any) -> None:
         self.broker = broker
         group = fresh("group")
         self.inlet: Inlet
@@ -38,7 +39,7 @@ class Hall:
         tables: Mapping[str, Mapping[str, Any]] = {
             "daemon": {"site": "test", "state": "state.db", "grace": 30.0},
             "store": {"path": "models", "poll": 0.2},
-            "sources.mics": {**self.inlet.table, "max_in_flight": 100},
+            "sources.mics": {**self.inlet.table, "max_in_flight": 100, **source},
             "detectors.fan": {"kind": "listener", "inputs": ["mics"], "max_batch_size": 8, "max_wait": 0.02, "options": {}},
             "sinks.events": {**self.events.address, "events": ["score"]},
             "dead_letter": {"kind": "folder", "path": "dead"},
@@ -143,6 +144,23 @@ def test_the_chunks_of_a_segment_that_kills_the_process_go_to_the_dead_letter_at
     assert sorted(offsets) == ["1000", "1250", "1500", "1750"]
     assert {letter["data"]["reason"] for letter in letters} == {"failed"}
     assert hall.inlet.unsettled() == 0
+
+
+def test_a_recording_that_stops_does_not_hold_the_others_behind_its_acknowledgement(mosquitto: Mosquitto, tmp_path: Path, listener: Path) -> None:
+    """MQTT acknowledges in order: what is settled behind an open segment keeps its place at the broker."""
+    hall = Hall(mosquitto, tmp_path, listener, max_in_flight=20, recording_timeout=3600.0)
+    waveform = noise(5, 40)
+    with closing(hall), hall.daemon as daemon:
+        daemon.start()
+        hall.send(list(chunks(noise(4, 1), [(0, 100)], stream="hall/stops", last=False)))
+        hall.send(list(chunks(waveform, cuts(4000, 100), stream="hall/goes_on")))
+        hall.wait(4)
+        daemon.drain()
+        expected = {
+            f"fan:mics/hall/goes_on/shift%201/{segment}": score for segment, score in enumerate(undivided(ModelStore(tmp_path / "models"), waveform))
+        }
+        assert hall.scores == expected
+        assert hall.inlet.unsettled() == 0
 
 
 def test_a_published_file_comes_out_as_the_segments_of_its_recording(hall: Hall, tmp_path: Path) -> None:
