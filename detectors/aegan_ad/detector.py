@@ -14,6 +14,7 @@ from torch import Tensor
 from detectors.aegan_ad.model import HOP, AeganAdModel, Settings, read_model, save_model
 from detectors.aegan_ad.networks import SIDE
 from detectors.aegan_ad.options import MACHINES, PRESETS, SCORES, AeganAdOptions, Preset
+from detectors.aegan_ad.scores import FEWEST_CLIPS
 from detectors.aegan_ad.synthesis import fault
 from detectors.aegan_ad.training import History, Recipe, Windows, train
 from detectors.devices import choose_device, choose_precision, has_bf16, watched
@@ -25,8 +26,6 @@ from monitor.errors import BadSample, ConfigError
 from monitor.ports import Progress
 from monitor.types import Axes, Batch, FloatArray, Sample, Scores, Segmentation
 
-FEWEST_CLIPS = 5
-"""To train on: the local outlier factor compares with four neighbours."""
 SHORTEST = (SIDE - 1) * HOP
 """Samples of a clip that fill one window."""
 
@@ -87,7 +86,10 @@ class AeganAd:
             model.generator, model.critic, Windows(learn), aside, recipe=recipe, folder=folder, seed=seed, device=place, progress=progress
         )
         with watched(place):
-            model.remember(learn)
+            try:
+                model.remember(learn)
+            except ValueError as error:
+                raise ConfigError(f"training: {error}") from error
             figures = choose_score(model, spare, seed, progress)
         if self._options.score == "auto":
             model.settings = replace(model.settings, score=max(SCORES, key=lambda name: figures[name]))
@@ -131,12 +133,8 @@ class AeganAd:
 
     def prepare(self, sample: Sample) -> FloatArray:
         """-> (T,) float32: one channel at the rate of the training clips."""
-        rate = self._model.settings.rate if self._model else sample.rate
-        waveform = mono(sample, rate or 1)
-        if len(waveform) < SHORTEST:
-            assert rate is not None
-            raise BadSample("unsupported", f"{len(waveform) / rate:.3g} s of sound; one window of the network is {SHORTEST / rate:.3g} s")
-        return waveform
+        rate = (self._model.settings.rate if self._model else sample.rate) or 1
+        return long_enough(mono(sample, rate), rate)
 
     def stack(self, samples: Sequence[Sample], prepared: Sequence[FloatArray]) -> Batch:
         """Batch.data: Groups, arriving on the device."""
@@ -200,11 +198,18 @@ def resolved(options: AeganAdOptions) -> Preset:
 
 
 def clip_of(sample: Sample, rate: int) -> FloatArray:
-    """(T,) at `rate`. Raises ConfigError for a sample of the training that cannot be brought to it."""
+    """(T,) at `rate`. Raises ConfigError for a sample of the training that cannot be brought to it, or is too short."""
     try:
-        return mono(sample, rate)
+        return long_enough(mono(sample, rate), rate)
     except BadSample as error:
         raise ConfigError(f"{sample.position}: {error}") from error
+
+
+def long_enough(waveform: FloatArray, rate: int) -> FloatArray:
+    """The same (T,). Raises BadSample where it does not fill a window."""
+    if len(waveform) < SHORTEST:
+        raise BadSample("unsupported", f"{len(waveform) / rate:.3g} s of sound; one window of the network is {SHORTEST / rate:.3g} s")
+    return waveform
 
 
 def choose_score(model: AeganAdModel, held_out: Sequence[FloatArray], seed: int, progress: Progress) -> dict[str, float]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from detectors.aegan_ad.networks import SIDE, Critic, Generator
-from detectors.aegan_ad.options import SCORES, Map, Norm, Score
+from detectors.aegan_ad.options import SCORES, AeganAdOptions, Map, Norm, Score
 from detectors.aegan_ad.scores import Pool, clip_scores, window_distances
 from detectors.heatmap import smooth
 from detectors.spectrogram import LogMel
@@ -50,6 +50,8 @@ class AeganAdModel(nn.Module):
 
     embeddings: Tensor
     reference: Tensor
+    pool: Pool
+    """The training clips' embeddings, ready to compare with."""
 
     def __init__(self, settings: Settings, clips: int) -> None:
         super().__init__()
@@ -59,7 +61,6 @@ class AeganAdModel(nn.Module):
         self.register_buffer("embeddings", torch.zeros(clips, 16 * settings.width))
         self.register_buffer("reference", torch.zeros(SIDE))
         self.log_mel = LogMel(settings.rate, hop=HOP, mels=SIDE)
-        self._pool: Pool | None = None
 
     def scaled(self, decibels: Tensor) -> Tensor:
         """Those of the training clips lie in [-1, 1]; others are not clipped."""
@@ -68,11 +69,15 @@ class AeganAdModel(nn.Module):
 
     @torch.inference_mode()
     def remember(self, clips: Sequence[Tensor]) -> None:
-        """What scores and maps compare with, of the scaled spectra (128, T) of the training clips."""
+        """What scores and maps compare with, of the scaled spectra (128, T) of the training clips. Raises ValueError, as Pool does."""
         device = self.reference.device
         self.embeddings.copy_(torch.cat([self.embed(clip[None].to(device)) for clip in clips]))
         self.reference.copy_(torch.stack([clip.mean(dim=1) for clip in clips]).mean(dim=0))
-        self._pool = None
+        self.gather()
+
+    def gather(self) -> None:
+        """Makes the pool of the embeddings. Raises ValueError where they cannot be compared with."""
+        self.pool = Pool(self.embeddings.cpu().numpy())
 
     def embed(self, spectra: Tensor) -> Tensor:
         """(B, 128, T) -> (B, F): the critic's embedding of each clip, the mean over its windows."""
@@ -120,13 +125,6 @@ class AeganAdModel(nn.Module):
             named |= {name: compared[name] for name in wanted if name.startswith("D")}
         return named, strange
 
-    @property
-    def pool(self) -> Pool:
-        """The training clips' embeddings, ready to compare with."""
-        if self._pool is None:
-            self._pool = Pool(self.embeddings.cpu().numpy())
-        return self._pool
-
 
 def starts(frames: int, stride: int) -> Tensor:
     """First frames of the windows of a clip: every `stride`, and one that ends where the clip ends."""
@@ -150,14 +148,21 @@ def save_model(folder: Path, model: AeganAdModel) -> None:
 
 
 def read_model(folder: Path) -> AeganAdModel:
-    """What `save_model` wrote. Raises ModelRefused for anything else."""
+    """What `save_model` wrote. Raises ModelRefused for anything else, before memory is taken for what its settings only claim."""
     try:
         saved = json.loads((folder / "detector.json").read_text())
         if saved.pop("kind") != "aegan_ad" or saved.pop("format") != 1:
             raise ModelRefused(f"{folder}: not an AEGAN-AD of format 1")
-        clips = saved.pop("clips")
-        model = AeganAdModel(Settings(**saved), clips)
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        clips, settings = saved.pop("clips"), Settings(**saved)
+        AeganAdOptions.model_validate({name: value for name, value in saved.items() if name in AeganAdOptions.model_fields})
+        weights = load_file(folder / "weights.safetensors")
+        with torch.device("meta"):
+            claimed = {name: value.shape for name, value in AeganAdModel(settings, clips).state_dict().items()}
+        if claimed != {name: value.shape for name, value in weights.items()}:
+            raise ValueError("its weights are those of other settings")
+        model = AeganAdModel(settings, clips)
+        model.load_state_dict(weights)
+        model.gather()
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelRefused(f"{folder} holds no AEGAN-AD: {error}") from error
     return model

@@ -6,16 +6,17 @@ drawn as published: N(0, 0.02) for convolutions, N(1, 0.02) for batch norm, torc
 """
 
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Norm = Literal["layer", "batch"]
+from detectors.aegan_ad.options import Norm
 
 SIDE = 128
 """Mel bands and frames of a window: five halvings lead to 4 x 4, which the last convolution takes whole."""
+MOMENTUM = 1 - (1 - 0.1) ** 2
+"""Of batch norm's running statistics: the published training runs the generator twice on each batch, at torch's 0.1 each time; ours once."""
 
 
 class WholeNorm(nn.Module):
@@ -37,7 +38,7 @@ class WholeNorm(nn.Module):
 def _norm(kind: Norm | None, channels: int, side: int) -> list[nn.Module]:
     if kind is None:
         return []
-    return [WholeNorm(channels, side) if kind == "layer" else nn.BatchNorm2d(channels)]
+    return [WholeNorm(channels, side) if kind == "layer" else nn.BatchNorm2d(channels, momentum=MOMENTUM)]
 
 
 def _halvings(width: int, norm: Norm, *, first_norm: bool) -> nn.Sequential:

@@ -79,6 +79,10 @@ class Windows:
         every = torch.cat(found)
         return every[torch.randperm(len(every))]
 
+    def fewest(self, stride: int) -> int:
+        """Windows that `shuffled` finds at least."""
+        return sum(max(1, (end - begin - SIDE + 1) // stride) for begin, end in self._clips)
+
     def apart(self) -> Tensor:
         """First frames of windows that do not overlap."""
         return torch.cat([torch.arange(begin, end - SIDE + 1, SIDE) for begin, end in self._clips])
@@ -108,29 +112,27 @@ def train(
     critic.to(device)
     state = (*generator.state_dict().values(), *critic.state_dict().values())
     run = _Run(generator, critic, recipe, device)
-    run.checkpoint = Checkpoint(
+    checkpoint = Checkpoint(
         folder / CHECKPOINT,
         identity([asdict(recipe), seed], *state, training.frames, held_out.frames),
         {"generator": generator, "critic": critic},
         {"generator": run.generator_steps, "critic": run.critic_steps},
     )
     with watched(device):
-        return run.complete(training, held_out, seed, progress)
+        return run.complete(checkpoint, training, held_out, seed, progress)
 
 
 class _Run:
-    checkpoint: Checkpoint
-
     def __init__(self, generator: Generator, critic: Critic, recipe: Recipe, device: torch.device) -> None:
         self.generator, self.critic, self.recipe, self.device = generator, critic, recipe, device
         betas = (recipe.beta1, BETA2)
         self.generator_steps = torch.optim.Adam(generator.parameters(), lr=LEARNING_RATE, betas=betas)
         self.critic_steps = torch.optim.Adam(critic.parameters(), lr=LEARNING_RATE, betas=betas)
 
-    def complete(self, training: Windows, held_out: Windows, seed: int, progress: Progress) -> History:
+    def complete(self, checkpoint: Checkpoint, training: Windows, held_out: Windows, seed: int, progress: Progress) -> History:
         recipe = self.recipe
         networks = torch.nn.ModuleList([self.generator, self.critic])
-        found = self.checkpoint.read()
+        found = checkpoint.read()
         history, best = (History(**found[0]), found[1]) if found else (History(), {})
         spent, started = history.seconds, time.monotonic()
         while history.epochs < recipe.epochs and history.epochs - history.best < recipe.patience:
@@ -145,7 +147,7 @@ class _Run:
             history.generator_loss.append(generator_loss)
             history.held_out_error.append(error)
             history.seconds = spent + time.monotonic() - started
-            self.checkpoint.write(asdict(history), best)
+            checkpoint.write(asdict(history), best)
             figures = {"loss": generator_loss, "critic": critic_loss, "held_out": error, "best": history.best}
             progress("train", history.epochs, recipe.epochs, figures)
         networks.load_state_dict(best)
@@ -156,8 +158,8 @@ class _Run:
         """One epoch: shuffled batches. Returns the mean losses of critic and generator."""
         self.generator.train()
         self.critic.train()
+        size = min(self.recipe.batch_size, training.fewest(self.recipe.stride))  # so that every pass has a batch
         passes = [training.shuffled(self.recipe.stride)]
-        size = min(self.recipe.batch_size, len(passes[0]))
         steps = max(len(passes[0]) // size, self.recipe.steps)
         while sum(len(one) // size for one in passes) < steps:
             passes.append(training.shuffled(self.recipe.stride))
