@@ -82,6 +82,7 @@ class Segment:
         self._end = end
         self._lasting = lasting
         self._alone = False
+        self._samples = 0  # of all pieces, at least
         self._pieces: dict[tuple[int, int], _Piece] = {}  # by offset and end of the chunk; until closed
         self._in_work: list[Pending] | None = None  # once closed
 
@@ -106,8 +107,11 @@ class Segment:
 
     @property
     def complete(self) -> bool:
+        length = self._end - self._begin
+        if self._samples < length:  # by far the most often
+            return False
         begin, end = self._longest()
-        return end - begin == self._end - self._begin
+        return end - begin == length
 
     def add(self, chunk: Chunk, *, sole: bool) -> None:
         """`sole`: the chunk lies in no other segment. One that is there already comes again, and its newest delivery takes its place."""
@@ -122,6 +126,7 @@ class Segment:
         piece = _Piece(chunk.pending, dataclasses.replace(chunk.sample, waveform=part), chunk.offset, begin, end)
         self._pieces[chunk.offset, chunk.end] = piece
         self._alone = sole and len(self._pieces) == 1
+        self._samples += end - begin
         if older is not None:
             older.pending.resume()
             older.pending.finish()
