@@ -26,14 +26,14 @@ def made_fast(network: nn.Module, *, device: torch.device, precision: str, exact
 
 
 def fuse(network: nn.Module) -> None:
-    """Folds every batch norm that follows a convolution in a Sequential into its weights; done in fp32."""
+    """Folds every batch norm that follows a convolution, transposed or not, in a Sequential into its weights; done in fp32."""
     for module in list(network.modules()):
         if not isinstance(module, nn.Sequential):
             continue
         for index in range(len(module) - 1):
             conv, norm = module[index], module[index + 1]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                module[index] = fuse_conv_bn_eval(conv, norm)
+            if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
+                module[index] = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
                 module[index + 1] = nn.Identity()
 
 
