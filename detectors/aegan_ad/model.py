@@ -46,10 +46,13 @@ class Settings:
 
 
 class AeganAdModel(nn.Module):
-    """Generator, critic, the embeddings (N, 16 width) of the training clips, and the mean of their scaled spectra (128,)."""
+    """Generator, critic, and of the training clips: their embeddings (N, 16 width), the mean of their scaled spectra (128,), and how far
+    their reconstruction is off in each band, in the mean (128,).
+    """
 
     embeddings: Tensor
     reference: Tensor
+    usual_error: Tensor
     pool: Pool
     """The training clips' embeddings, ready to compare with."""
 
@@ -60,6 +63,7 @@ class AeganAdModel(nn.Module):
         self.critic = Critic(settings.width)
         self.register_buffer("embeddings", torch.zeros(clips, 16 * settings.width))
         self.register_buffer("reference", torch.zeros(SIDE))
+        self.register_buffer("usual_error", torch.ones(SIDE))
         self.log_mel = LogMel(settings.rate, hop=HOP, mels=SIDE)
 
     def scaled(self, decibels: Tensor) -> Tensor:
@@ -73,6 +77,8 @@ class AeganAdModel(nn.Module):
         device = self.reference.device
         self.embeddings.copy_(torch.cat([self.embed(clip[None].to(device)) for clip in clips]))
         self.reference.copy_(torch.stack([clip.mean(dim=1) for clip in clips]).mean(dim=0))
+        errors = [(self.rebuild(clip[None].to(device), again=False)[0] - clip.to(device)).abs().mean(dim=(0, 2)) for clip in clips]
+        self.usual_error.copy_(torch.stack(errors).mean(dim=0))
         self.gather()
 
     def gather(self) -> None:
@@ -118,12 +124,19 @@ class AeganAdModel(nn.Module):
             of_clips = clip_scores(distances, [count] * len(spectra), usual)
             named |= {name: of_clips[name].cpu().numpy() for name in wanted if name.startswith("G")}
             if maps:
-                against = spectra if settings.map == "reconstruction" else self.reference[:, None]
-                strange = smooth((denoised - against).abs() / 2, settings.smoothing).flip(1).cpu().numpy()
+                strange = smooth(self.strange(spectra, denoised), settings.smoothing).flip(1).cpu().numpy()
         if any(name.startswith("D") for name in wanted):
             compared = self.pool.scores(self.embed(spectra).cpu().numpy())
             named |= {name: compared[name] for name in wanted if name.startswith("D")}
         return named, strange
+
+    def strange(self, spectra: Tensor, denoised: Tensor) -> Tensor:
+        """Both (B, 128, T) -> a map of that shape, low pitch first: how many times the usual error of its band a place is off; or, as
+        published, how far what was reconstructed lies from the training clips' mean, both on a scale from 0 to 1.
+        """
+        if self.settings.map == "reference":
+            return (denoised - self.reference[:, None]).abs() / 2
+        return (denoised - spectra).abs() / self.usual_error[:, None]
 
 
 def starts(frames: int, stride: int) -> Tensor:

@@ -136,6 +136,7 @@ class AeganAdOptions(Options):
     largest of a clip. D: how far the critic's embedding of a clip is from those of the training clips. `auto` takes the one that
     tells synthetic faults best."""
     map: Map = "reconstruction"
-    """`reconstruction`: input against reconstruction. `reference`, as published: reconstruction against the mean spectrum of the training clips."""
+    """`reconstruction`: input against reconstruction, in each band as a multiple of its usual error. `reference`, as published:
+    reconstruction against the mean spectrum of the training clips."""
     smoothing: float = Field(default=1.5, ge=0, le=20)
     """Sigma of the Gaussian that smooths maps, in mel bands and frames."""
