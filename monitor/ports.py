@@ -179,7 +179,7 @@ class InOrder(Protocol):
     """What a source may have besides, where a settled delivery keeps its place until all before it are settled."""
 
     def taken(self) -> int:
-        """Places of max_in_flight that the other side counts as taken. MUST NOT wait or do I/O."""
+        """Deliveries of max_in_flight that were handed out and whose place the other side does not have back. MUST NOT wait or do I/O."""
         ...
 
 

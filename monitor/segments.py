@@ -273,6 +273,7 @@ class Recordings:
         self._timeout = timeout
         self._recordings: dict[tuple[str, str], Recording] = {}
         self._heard_until = self._listening = -inf
+        self._looked = False
 
     def __len__(self) -> int:
         return len(self._recordings)
@@ -310,15 +311,18 @@ class Recordings:
 
     def look(self, heard_until: float, *, listening: bool) -> None:
         """To be called from time to time. All that arrived until then was added. `listening`: what is sent can arrive."""
-        self._heard_until = heard_until
+        self._looked, self._heard_until = True, heard_until
         if not listening:
             self._listening = heard_until
 
     def ended(self) -> Iterator[Segment]:
-        """Closes and gives the segments of recordings of which nothing came for the timeout, though it could have been heard.
+        """Once after each look: closes and gives the segments of recordings of which nothing came for the timeout, though it could have been heard.
 
         Gives up what moved to another member of its consumer group.
         """
+        if not self._looked:
+            return
+        self._looked = False
         for recording in list(self._recordings.values()):
             for segment in recording.open:
                 segment.give_up_moved()

@@ -104,7 +104,7 @@ class MqttSource:
 
     def taken(self) -> int:
         """See monitor.ports.InOrder: the receive maximum counts what is not acknowledged."""
-        return 0 if self._window is None else self._window.unacknowledged
+        return 0 if self._window is None else self._window.taken
 
     def _settled(self, window: Window, number: int | None) -> None:
         self._let_go(1)

@@ -42,9 +42,9 @@ class Window:
         self._wake()
 
     @property
-    def unacknowledged(self) -> int:
-        """Messages that came and whose acknowledgement is not released."""
-        return len(self._unacknowledged)
+    def taken(self) -> int:
+        """Messages that were handed out, and whose acknowledgement is not released."""
+        return max(0, len(self._unacknowledged) - len(self.waiting))
 
     def kill(self) -> int:
         """The connection is over: what is settled from now on is never acknowledged, and may have another's packet id by now.

@@ -22,6 +22,7 @@ from trained_listener import train_listener, undivided
 
 STREAMS = 3
 SECONDS = 40
+"""In chunks of 0.7 s each stream holds 15 at most, and 16 while a segment is open: 48 places are just enough."""
 
 
 class Hall:
@@ -39,7 +40,7 @@ class Hall:
         tables: Mapping[str, Mapping[str, Any]] = {
             "daemon": {"site": "test", "state": "state.db", "grace": 30.0},
             "store": {"path": "models", "poll": 0.2},
-            "sources.mics": {**self.inlet.table, "max_in_flight": 100, **source},
+            "sources.mics": {**self.inlet.table, "max_in_flight": 48, **source},
             "detectors.fan": {"kind": "listener", "inputs": ["mics"], "max_batch_size": 8, "max_wait": 0.02, "options": {}},
             "sinks.events": {**self.events.address, "events": ["score"]},
             "dead_letter": {"kind": "folder", "path": "dead"},

@@ -245,6 +245,7 @@ async def test_what_moved_to_another_member_is_not_scored_here() -> None:
 
     await line.add(waveform[:, :100], 0, recording="other")
     line.moved.add(len(line.pendings) - 1)
+    line.recordings.look(2.0, listening=True)
     await line.take(line.recordings.ended())
     assert len(line.closed) == 1
     assert len(line.recordings) == 0
