@@ -18,10 +18,10 @@ from monitor.types import FloatArray
 HumFault = Literal["bearing", "imbalance", "leak", "rattle", "whistle"]
 HUM_FAULTS: tuple[HumFault, ...] = get_args(HumFault)
 Loudness = Literal["quiet", "plain", "loud"]
-LOUDNESSES: Mapping[Loudness, float] = {"quiet": 0.0, "plain": 0.5, "loud": 1.0}
+LOUDNESSES: Mapping[Loudness, float] = {"quiet": 0.0, "plain": 0.25, "loud": 0.5}
 """The severity of each."""
 
-FAINTEST, SPAN = 0.0, 12.0
+FAINTEST, SPAN = 0.0, 24.0
 """A fault of severity 0 is FAINTEST decibels louder than the good machine in the fault's own band, while it lasts; one of severity 1 SPAN more."""
 SHORTEST, LONGEST = 0.05, 0.3
 """How much of a clip a fault lasts."""
@@ -58,17 +58,20 @@ class Hum:
     place: Place | None
 
 
-def hum(random: Generator, fault: HumFault | None = None, *, seconds: float = 10.0, rate: int = 16000, severity: float | None = None) -> Hum:
+def hum(
+    random: Generator, fault: HumFault | None = None, *, seconds: float = 10.0, rate: int = 16000, severity: float | None = None, variety: float = 1.0
+) -> Hum:
     """One pump at about 24.5 turns a second with five vanes: lines of both, over the noise of what it pumps and of the room.
 
     bearing: a train of knocks, 3.57 in a turn, that ring at a resonance. imbalance: the first two lines of the turns are louder.
     leak: hiss in a broad band. rattle: bursts at odd times in a narrow band. whistle: a tone that wanders.
-    Each begins somewhere in the clip and lasts for a part of it. severity: drawn from 0 to 1 by default.
+    Each begins somewhere in the clip and lasts for a part of it. severity: drawn from 0 to 1 by default. variety: how much good ones
+    differ; 0 is always the same load in the same room, where nothing else is heard.
     """
     count = round(seconds * rate)
-    turns, machine = _machine(random, count, rate)
-    events = _events(random, count, rate)
-    decibels, tilt = random.uniform(-3, 3), random.uniform(-0.2, 0.2)
+    turns, machine = _machine(random, count, rate, variety)
+    events = _events(random, count, rate, variety)
+    decibels, tilt = variety * random.uniform(-3, 3), variety * random.uniform(-0.2, 0.2)
     place = None
     if fault is not None:
         severity = random.uniform() if severity is None else severity
@@ -85,32 +88,32 @@ def hum(random: Generator, fault: HumFault | None = None, *, seconds: float = 10
     return Hum(waveform=np.asarray(np.clip(heard, -1, 1), np.float32)[None], rate=rate, fault=fault, severity=severity or 0.0, place=place)
 
 
-def _machine(random: Generator, count: int, rate: int) -> tuple[Floats, Floats]:
+def _machine(random: Generator, count: int, rate: int, variety: float) -> tuple[Floats, Floats]:
     """(T,) turns of the shaft so far, and (T,) what the pump and its room sound like."""
-    load = random.uniform(0.7, 1.3)
+    load = 1 + variety * random.uniform(-0.3, 0.3)
     turns = np.cumsum(25.2 - 0.7 * load + _wandering(random, count, 0.05)) / rate
-    flow = 0.02 * load**2 * 10 ** (_wandering(random, count, 1.0) / 20)
+    flow = 0.02 * load**2 * 10 ** (_wandering(random, count, variety) / 20)
     sound = flow * _level(_sloped(random.normal(size=count), rate, -1))
-    sound += 0.008 * 10 ** (random.uniform(-4, 4) / 20) * _room(random, count, rate)
+    sound += 0.008 * 10 ** (variety * random.uniform(-4, 4) / 20) * _room(random, count, rate, variety)
     for times, strength in _LINES:
-        amplitude = strength * load * 10 ** (random.normal(0, 1.5) / 20)
+        amplitude = strength * load * 10 ** (variety * random.normal(0, 1.5) / 20)
         sound += amplitude * np.sin(2 * np.pi * (times * turns + random.uniform()))
     return turns, sound
 
 
-def _room(random: Generator, count: int, rate: int) -> Floats:
+def _room(random: Generator, count: int, rate: int, variety: float) -> Floats:
     """(T,), deviation 1: what else runs there, other machines each time. Pink, each octave somewhat louder or quieter."""
     octaves = np.log2(np.maximum(np.fft.rfftfreq(count, 1 / rate), 50) / 50)
-    decibels = np.interp(octaves, np.arange(9), random.normal(0, 3, 9)) - 3 * octaves
+    decibels = np.interp(octaves, np.arange(9), variety * random.normal(0, 3, 9)) - 3 * octaves
     return _level(_floats(np.fft.irfft(np.fft.rfft(random.normal(size=count)) * 10 ** (decibels / 20), count)))
 
 
-def _events(random: Generator, count: int, rate: int) -> Floats:
+def _events(random: Generator, count: int, rate: int, variety: float) -> Floats:
     """(T,): what happens beside a good machine. Something is dropped, something drives by, a truck beeps as it backs up."""
     sound = np.zeros(count)
     time = np.arange(count) / rate
     for _ in range(random.poisson(_EVENTS * count / rate)):
-        begin, loud = random.uniform(0, count / rate), random.uniform(0.5, 1.5)
+        begin, loud = random.uniform(0, count / rate), variety * random.uniform(0.5, 1.5)
         since = time - begin
         match random.choice(("dropped", "passing", "beeping")):
             case "dropped":
