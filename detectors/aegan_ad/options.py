@@ -102,7 +102,7 @@ class Preset:
 
 PRESETS: dict[Literal["paper", "cpu"], Preset] = {
     "paper": Preset(width=32, stride=1, scoring_stride=1, epochs=None, patience=60, steps=1, batch_size=512, mixed_precision=False),
-    "cpu": Preset(width=16, stride=32, scoring_stride=32, epochs=40, patience=6, steps=100, batch_size=8, mixed_precision=True),
+    "cpu": Preset(width=8, stride=32, scoring_stride=32, epochs=40, patience=6, steps=100, batch_size=8, mixed_precision=True),
 }
 
 
@@ -112,7 +112,7 @@ class AeganAdOptions(Options):
     implementation: ClassVar[str] = "detectors.aegan_ad.detector:AeganAd"
 
     preset: Literal["paper", "cpu"] = "cpu"
-    """`paper`: the published training, for a GPU and thousands of clips. `cpu`: narrower networks, fewer windows and steps, for two CPU cores."""
+    """`paper`: the published training, for a GPU and thousands of clips. `cpu`: narrower networks and fewer windows, for two CPU cores."""
     machine: Machine = "dcase2020_fan"
     """The published settings to train with, by data set and machine: norms, feature matching, beta1, epochs of `paper`."""
     width: int | None = Field(default=None, ge=4, le=64)
