@@ -12,12 +12,12 @@ from monitor.errors import ConfigError
 if TYPE_CHECKING:
     from monitor.demo.books import Books, Feed, Outcome
 
-HELP = "train on a simulated line, stream it over MQTT, plant faults, show what is found"
+HELP = "train on a simulated line and on humming pumps, stream them over MQTT, plant faults, show what is found"
 EXAMPLE = """\
 example:
   monitor demo --seconds 30
 
-Needs no broker, no data and no configuration. It trains within two minutes on two cores; a second demo in the same folder takes
+Needs no broker, no data and no configuration. It trains within three minutes on two cores; a second demo in the same folder takes
 the model that is there. Everything lies in the folder afterwards, with a monitor.toml to begin with. It reads no --config."""
 
 FEWEST, MOST = 5, 600
@@ -25,7 +25,7 @@ FEWEST, MOST = 5, 600
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser("demo", help=HELP, description=HELP, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=45, metavar="N", help="how long the line runs after the training (default: 45)")
+    parser.add_argument("--seconds", type=int, default=45, metavar="N", help="how long the plant runs after the training (default: 45)")
     parser.add_argument(
         "--folder", type=Path, default=Path("monitor-demo"), metavar="DIR", help="new, empty or of an earlier demo (default: monitor-demo)"
     )
@@ -44,11 +44,13 @@ def execute(arguments: argparse.Namespace) -> int:
     from monitor.demo.books import Books
     from monitor.demo.camera import Camera
     from monitor.demo.configuration import SINK, write_configuration
+    from monitor.demo.microphones import Microphones
     from monitor.store import ModelStore
 
     file, pictures = folder / "monitor.toml", folder / "pictures"
-    feeds: list[Feed] = [Camera(arguments.seconds)]
-    print("A simulated line makes flanges. A detector that has seen good ones only shall find the faulty ones, and show where the fault is.")
+    feeds: list[Feed] = [Camera(arguments.seconds), Microphones(arguments.seconds)]
+    print("A simulated line makes flanges, beside humming pumps. Detectors that have seen and heard good ones only shall find the faults,")
+    print("and show where on a flange they are, or when and at what pitch they sound.")
     with children.broker(folder) as broker:
         url = children.broker_url(broker)
         write_configuration(file, url)

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from monitor.demo.children import Child, until_ready
 from monitor.errors import MonitorError
 from monitor.ports import Progress, Receiver, Sender
 from monitor.registry import resolve
 from monitor.settings import Settings
+from monitor.types import FloatArray
 
 _PATIENCE = 120.0
 """Seconds without an event, while something is under way, after which something is wrong."""
@@ -149,3 +153,15 @@ async def _watch(daemon: Child) -> None:
     while True:
         daemon.check()
         await anyio.sleep(0.5)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) RGB."""
+    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def map_values(image: bytes, facts: Mapping[str, Any]) -> FloatArray:
+    """The map (H, W) of an alert, from its PNG and what the alert says of it."""
+    grey = np.asarray(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE), np.float32)
+    black, white = (np.float32(facts[end]) for end in ("black", "white"))
+    return np.asarray(black + grey / 255 * (white - black), np.float32)

@@ -9,9 +9,8 @@ from pathlib import Path
 import anyio
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from monitor.demo.books import Outcome
+from monitor.demo.books import Outcome, map_values, png
 from monitor.evaluation.drawing import Scale, overlay
 from monitor.ports import Progress, Sender
 from monitor.simulation import plan
@@ -53,11 +52,9 @@ class PartOutcome(Outcome):
         mask = cv2.resize(self.part.mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST).astype(np.bool_)
         panels = [sent, overlay(sent, np.zeros((side, side), np.float32), mask)]
         if self.map is not None and self.alert is not None:
-            grey = np.asarray(cv2.imdecode(np.frombuffer(self.map, np.uint8), cv2.IMREAD_GRAYSCALE), np.float32)
-            black, white = (np.float32(self.alert["map"][end]) for end in ("black", "white"))
-            values = np.asarray(cv2.resize(black + grey / 255 * (white - black), (side, side)), np.float32)
+            values = np.asarray(cv2.resize(map_values(self.map, self.alert["map"]), (side, side)), np.float32)
             panels.append(overlay(sent, Scale(map_threshold).heat(values), np.zeros_like(mask)))
-        return _png(np.hstack(panels))
+        return png(np.hstack(panels))
 
 
 class Camera:
@@ -74,7 +71,7 @@ class Camera:
         """Pictures to train on."""
         random = np.random.default_rng(_TRAINING_SEED)
         for number in range(GOOD):
-            (folder / f"{number:04}.png").write_bytes(_png(part(random).image))
+            (folder / f"{number:04}.png").write_bytes(png(part(random).image))
             progress("good parts", number + 1, GOOD, {})
 
     async def publish(self, sender: Sender, outcomes: dict[str, Outcome]) -> None:
@@ -84,14 +81,9 @@ class Camera:
             made, position, now = part(random, fault), f"{run}-{number:04}", time.time()
             outcomes[position] = PartOutcome(detector=DETECTOR, name=f"part {number:03}", fault=fault, severity=made.severity, sent=now, part=made)
             headers = (("id", position.encode()), ("content-type", b"image/png"), ("captured", b"%d" % round(1000 * now)))
-            message = Message(source="", topic="", position=position, payload=_png(made.image), received=now, key=STREAM.encode(), headers=headers)
+            message = Message(source="", topic="", position=position, payload=png(made.image), received=now, key=STREAM.encode(), headers=headers)
             await sender.send([message])
             await anyio.sleep(max(0.0, begun + (number + 1) / RATE - anyio.current_time()))
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """(H, W, 3) RGB."""
-    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def _box(region: Mapping[str, float]) -> tuple[int, int, int, int]:

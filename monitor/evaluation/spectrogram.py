@@ -63,12 +63,12 @@ def spectrogram(sample: Sample) -> Spectrogram:
     )
 
 
-def framed(spectrum: Spectrogram, *panels: Pixels) -> Pixels:
-    """Panels of the spectrogram's size below each other, with their axes: (H, W, 3) uint8."""
+def framed(spectrum: Spectrogram, *panels: Pixels, begin: float = 0.0) -> Pixels:
+    """Panels of the spectrogram's size below each other, with their axes: (H, W, 3) uint8. begin: the second that the clip begins at."""
     figure = Figure(figsize=(4.6, 0.5 + 1.55 * len(panels)), dpi=160, layout="constrained")
     drawn = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, pixels in zip(drawn, panels, strict=True):
-        axes.imshow(pixels, aspect="auto", interpolation="nearest", extent=(0, spectrum.length, 0, _mel(spectrum.highest)))
+        axes.imshow(pixels, aspect="auto", interpolation="nearest", extent=(begin, begin + spectrum.length, 0, _mel(spectrum.highest)))
         ticks = [tick for tick in _TICKS if 1000 * tick <= spectrum.highest]
         axes.set_yticks([float(_mel(1000 * tick)) for tick in ticks], [f"{tick:g}" for tick in ticks])
         axes.tick_params(labelsize=8, length=3)
