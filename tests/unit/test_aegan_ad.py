@@ -222,7 +222,8 @@ def test_synthetic_faults_are_seeded_as_long_as_the_clip_and_heard() -> None:
     for seed in range(40):
         found = fault(clip, RATE, np.random.default_rng(seed))
         np.testing.assert_array_equal(found, fault(clip, RATE, np.random.default_rng(seed)))
-        assert (found.shape, found.dtype) == (clip.shape, np.float32)
+        assert found.shape == clip.shape
+        assert found.dtype == np.float32
         assert np.isfinite(found).all()
         changed.append(not np.array_equal(found, clip))
     assert all(changed)

@@ -73,7 +73,7 @@ def test_there_is_no_norm_after_the_first_convolution_where_there_shall_be_none(
 def test_initial_weights(norm: Norm) -> None:
     """A bound of six standard errors of the deviation, so that no seed fails."""
     generator, critic = Generator(32, norm, first_norm=True), Critic(32)
-    drawn = [critic.embedding]
+    drawn: list[Tensor] = [critic.embedding]
     for layer in (*generator.modules(), *critic.encoder.modules()):
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             assert layer.bias is None
@@ -116,7 +116,7 @@ def test_the_linear_maps_are_the_convolutions_of_the_paper() -> None:
     z = torch.randn(3, 8 * width)
     first = nn.ConvTranspose2d(8 * width, 16 * width, 4, bias=False)
     depthwise = nn.Conv2d(16 * width, 16 * width, 4, groups=16 * width, bias=False)
-    linear, unflatten = generator.decoder[:2]
+    linear, unflatten = list(generator.decoder)[:2]
     assert isinstance(linear, nn.Linear)
     with torch.no_grad():
         last.weight.copy_(generator.to_latent.weight.view_as(last.weight))

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def test_a_step_is_that_of_the_specification(norm: Norm, deviation: bool) -> Non
 def far(one: nn.Module, other: nn.Module) -> float:
     """How far two networks' parameters are apart: the norm of all differences."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return sum(float((a.detach() - b.detach()).square().sum()) for a, b in pairs) ** 0.5
+    return math.sqrt(sum(float((a.detach() - b.detach()).square().sum()) for a, b in pairs))
 
 
 def test_each_network_has_its_own_step_and_what_is_off_stays_off() -> None:
