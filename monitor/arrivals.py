@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 
 class Arrivals:
@@ -10,7 +11,8 @@ class Arrivals:
     Chunks of recordings rest while all that is left of them waits for further chunks.
     """
 
-    def __init__(self, max_in_flight: int, expect_every: float | None) -> None:
+    def __init__(self, max_in_flight: int, expect_every: float | None, taken: Callable[[], int]) -> None:
+        """`taken` gives the places of max_in_flight that are: by what is out, or settled and not committed yet, where that keeps its place."""
         self.unsettled = 0
         """Deliveries that were handed out and not settled."""
         self.resting = 0
@@ -19,20 +21,21 @@ class Arrivals:
         """When those arrived that have not been dealt out, oldest first."""
         self._max_in_flight = max_in_flight
         self._patience = expect_every or math.inf
-        self._held: float | None = None  # since when all of max_in_flight are out, so that the source hands out nothing
+        self._taken = taken
+        self._held: float | None = None  # since when all places are taken, so that the source hands out nothing
         self._moved = 0.0  # when a delivery was settled or went to rest last, or went into work after none was
         self._deaf = 0.0  # seconds in which nothing could be handed out: held, or the process stood still
 
-    def stuck(self, taken: int) -> bool:
-        """Whether all that are out rest while all places are `taken`: only closing a segment makes room."""
-        return not self.undealt and 0 < self.resting == self.unsettled and taken >= self._max_in_flight
+    @property
+    def stuck(self) -> bool:
+        """Whether all that are out rest while all places are taken: only closing a segment makes room."""
+        return not self.undealt and 0 < self.resting == self.unsettled and self._full
 
     def came(self, now: float) -> float:
         """One more is out; gives when it arrived."""
         self._work(now)
         self.unsettled += 1
-        if self.unsettled >= self._max_in_flight:
-            self._held = now
+        self._hold(now)
         arrived = now - self._deaf
         self.undealt.append(arrived)
         return arrived
@@ -42,6 +45,7 @@ class Arrivals:
         self._go_on(now)
         self._held = None
         self.unsettled -= 1
+        self._hold(now)
 
     def rests(self, now: float, resting: bool) -> None:
         """One of those that are out begins to rest, or is in work again."""
@@ -59,6 +63,7 @@ class Arrivals:
 
     def listened(self, now: float) -> float:
         """The clock."""
+        self._hold(now)  # places are free without a settlement when their connection is over
         held = self._held_since(now)
         return (now if held is None else held) - self._deaf
 
@@ -66,6 +71,18 @@ class Arrivals:
         """By the clock: all that arrived until then was dealt out."""
         listened = self.listened(now)
         return min(listened, self.undealt[0]) if self.undealt else listened
+
+    @property
+    def _full(self) -> bool:
+        return self._taken() >= self._max_in_flight
+
+    def _hold(self, now: float) -> None:
+        """The clock stands still as long as all places are taken."""
+        if self._full and self._held is None:
+            self._held = now
+        elif self._held is not None and not self._full:
+            self._go_on(now)
+            self._held = None
 
     def _held_since(self, now: float) -> float | None:
         """None while something can be handed out.

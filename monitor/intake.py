@@ -71,7 +71,7 @@ class Intake:
         self._report = report
         self._most = max(detector.max_batch_size for detector in detectors.values())
         self._preparation = Preparation(name, options, detectors, report=report, tracing=tracing)
-        self._arrivals = Arrivals(options.max_in_flight, options.expect_every)
+        self._arrivals = Arrivals(options.max_in_flight, options.expect_every, lambda: source.taken)
         kept = SEGMENTS_KEPT * options.max_in_flight
         self._finished = {reader: FinishedSegments(positions, source=name, detector=reader, most=kept, report=report) for reader in detectors}
         self._recordings = Recordings(self._finished, options.recording_timeout)
@@ -259,7 +259,7 @@ class Intake:
                 if self._draining:
                     return
                 await self._work_on(self._recordings.ended(), singly=self._singly)
-                if self._arrivals.stuck(self.source.taken):
+                if self._arrivals.stuck:
                     needed = self._recordings.needed(in_order=self.unsettled < self._options.max_in_flight)
                     await self._work_on(self._recordings.make_room(), singly=self._singly, max_in_flight=needed, quiet=needed <= self._needed)
                     self._needed = max(needed, self._needed)
