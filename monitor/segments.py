@@ -118,6 +118,7 @@ class Segment:
         if self._in_work is not None:
             chunk.pending.deal()
             self._in_work.append(chunk.pending)
+            self._alone = False  # it lies in others too, or comes again with a part of this one
             return
         chunk.pending.wait()
         begin, end = max(self._begin, chunk.offset), min(self._end, chunk.end)

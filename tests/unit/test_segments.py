@@ -292,6 +292,20 @@ async def test_a_whole_clip_leaves_no_record() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_whole_chunk_leaves_a_record_where_another_lies_in_its_segment_too() -> None:
+    """That one is unsettled longer, and comes again without the first."""
+    line, waveform = Line(), noise(1, 20)
+    await line.add(waveform[:, :1000], 0, hold=True)
+    await line.add(waveform[:, 500:1500], 500)
+    await line.finish(line.closed[0])
+    assert line.settled == [0]
+    restarted = Line(memory=line.memory)
+    await restarted.finished["fan"].load()
+    await restarted.add(waveform[:, 500:1500], 500, last=True)
+    assert [segment.sample.segment.index for segment in restarted.closed if segment.sample] == [1]
+
+
+@pytest.mark.anyio
 async def test_the_record_keeps_the_newest_and_waits_for_its_disk() -> None:
     memory, telemetry = Memory(), Telemetry()
     memory.failures = 2
