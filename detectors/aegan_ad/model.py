@@ -1,7 +1,7 @@
 """What a trained model holds, saved and read; waveforms -> windows -> scores and maps."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detectors.aegan_ad.networks import SIDE, Critic, Generator
 from detectors.aegan_ad.options import SCORES, AeganAdOptions, Map, Norm, Score
-from detectors.aegan_ad.scores import Pool, clip_scores, window_distances
+from detectors.aegan_ad.scores import Pool, Residuals, clip_scores, residuals, window_distances
 from detectors.heatmap import smooth
 from detectors.spectrogram import LogMel
 from monitor.errors import ModelRefused
@@ -20,6 +20,8 @@ from monitor.types import FloatArray
 
 HOP = 512
 """Samples from one frame of a spectrogram to the next."""
+QUIET_BAND = 20.0
+"""A band that is rebuilt more than so many times as well as the mean of all counts as such: one that is always silent has no usual error."""
 MOST_WINDOWS = 64
 """That go through the networks at once: more would not be faster on a CPU, and take memory."""
 
@@ -46,15 +48,18 @@ class Settings:
 
 
 class AeganAdModel(nn.Module):
-    """Generator, critic, and of the training clips: their embeddings (N, 16 width), the mean of their scaled spectra (128,), and how far
-    their reconstruction is off in each band, in the mean (128,).
+    """Generator, critic, and of the N training clips: their embeddings (N, 16 width), what reconstruction leaves of them (N, 256), the mean
+    of their scaled spectra (128,), and how far their reconstruction is off in each band, in the mean (128,).
     """
 
     embeddings: Tensor
+    left: Tensor
     reference: Tensor
     usual_error: Tensor
     pool: Pool
     """The training clips' embeddings, ready to compare with."""
+    residuals: Residuals
+    """What reconstruction leaves of them, too."""
 
     def __init__(self, settings: Settings, clips: int) -> None:
         super().__init__()
@@ -62,6 +67,7 @@ class AeganAdModel(nn.Module):
         self.generator = Generator(settings.width, settings.norm, first_norm=settings.first_norm)
         self.critic = Critic(settings.width)
         self.register_buffer("embeddings", torch.zeros(clips, 16 * settings.width))
+        self.register_buffer("left", torch.zeros(clips, 2 * SIDE))
         self.register_buffer("reference", torch.zeros(SIDE))
         self.register_buffer("usual_error", torch.ones(SIDE))
         self.log_mel = LogMel(settings.rate, hop=HOP, mels=SIDE)
@@ -77,38 +83,44 @@ class AeganAdModel(nn.Module):
         device = self.reference.device
         self.embeddings.copy_(torch.cat([self.embed(clip[None].to(device)) for clip in clips]))
         self.reference.copy_(torch.stack([clip.mean(dim=1) for clip in clips]).mean(dim=0))
-        errors = [(self.rebuild(clip[None].to(device), again=False)[0] - clip.to(device)).abs().mean(dim=(0, 2)) for clip in clips]
-        self.usual_error.copy_(torch.stack(errors).mean(dim=0))
+        errors = []
+        for index, clip in enumerate(clips):
+            spectrum = clip[None].to(device)
+            denoised, _ = self.rebuild(spectrum, again=False)
+            self.left[index] = residuals(spectrum, denoised)[0]
+            errors.append((denoised - spectrum).abs().mean(dim=(0, 2)))
+        usual = torch.stack(errors).mean(dim=0)
+        self.usual_error.copy_(usual.clamp_min(float(usual.mean()) / QUIET_BAND))
         self.gather()
 
     def gather(self) -> None:
-        """Makes the pool of the embeddings. Raises ValueError where they cannot be compared with."""
+        """Makes ready what clips are compared with. Raises ValueError where that cannot be."""
         self.pool = Pool(self.embeddings.cpu().numpy())
+        self.residuals = Residuals(self.left.cpu().numpy())
 
     def embed(self, spectra: Tensor) -> Tensor:
         """(B, 128, T) -> (B, F): the critic's embedding of each clip, the mean over its windows."""
-        windows, n = windows_of(spectra, self.settings.scoring_stride)
-        embedded = torch.cat([self.critic.embed(some) for some in torch.split(windows, MOST_WINDOWS)])
-        return embedded.view(len(spectra), n, -1).mean(dim=1)
+        found = [self.critic.embed(windows).view(len(spectra), len(at), -1) for at, windows in blocks(spectra, self.settings.scoring_stride)]
+        return torch.cat(found, dim=1).mean(dim=1)
 
     def rebuild(self, spectra: Tensor, *, again: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, 128, T) -> the denoised spectra, the mean of all windows that show a column; and the distances of each window, (B n,).
+        """(B, 128, T) -> the denoised spectra, the mean of all windows that show a column; and the distances of the n windows of each, (B n,).
 
         Those in z need a second look of the encoder: only where `again`.
         """
-        stride = self.settings.scoring_stride
-        windows, n = windows_of(spectra, stride)
-        columns = (starts(spectra.shape[2], stride)[:, None] + torch.arange(SIDE)).flatten().to(spectra.device)  # (n 128,)
-        rebuilt, parts = [], []
-        for some in torch.split(windows, MOST_WINDOWS):
-            z = self.generator.encode(some)
-            decoded = self.generator.decode(z)
-            parts.append(window_distances(some, decoded, z, self.generator.encode(decoded) if again else None))
-            rebuilt.append(decoded)
-        side_by_side = torch.cat(rebuilt).view(len(spectra), n, SIDE, SIDE).permute(0, 2, 1, 3).flatten(2)  # (B, 128, n 128)
-        denoised = torch.zeros_like(spectra).index_add_(2, columns, side_by_side)
-        seen = torch.zeros(spectra.shape[2], device=spectra.device).index_add_(0, columns, torch.ones_like(columns, dtype=torch.float32))
-        return denoised / seen, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        denoised = torch.zeros_like(spectra)
+        seen = torch.zeros(spectra.shape[2], device=spectra.device)
+        parts: list[dict[str, Tensor]] = []
+        for at, windows in blocks(spectra, self.settings.scoring_stride):
+            z = self.generator.encode(windows)
+            rebuilt = self.generator.decode(z)
+            distances = window_distances(windows, rebuilt, z, self.generator.encode(rebuilt) if again else None)
+            parts.append({name: values.view(len(spectra), len(at)) for name, values in distances.items()})
+            columns = (at[:, None] + torch.arange(SIDE)).flatten().to(spectra.device)  # (k 128,)
+            side_by_side = rebuilt.view(len(spectra), len(at), SIDE, SIDE).permute(0, 2, 1, 3).flatten(2)  # (B, 128, k 128)
+            denoised.index_add_(2, columns, side_by_side)
+            seen.index_add_(0, columns, torch.ones_like(columns, dtype=torch.float32))
+        return denoised / seen, {name: torch.cat([part[name] for part in parts], dim=1).flatten() for name in parts[0]}
 
     @torch.inference_mode()
     def figures(self, waveforms: Tensor, wanted: Sequence[Score] = SCORES, *, maps: bool = True) -> tuple[dict[str, FloatArray], FloatArray | None]:
@@ -117,18 +129,20 @@ class AeganAdModel(nn.Module):
         spectra = self.scaled(self.log_mel(waveforms))
         named: dict[str, FloatArray] = {}
         strange = None
-        if maps or any(name.startswith("G") for name in wanted):
+        if maps or any(name.startswith(("G", "R")) for name in wanted):
             denoised, distances = self.rebuild(spectra, again=any(name.startswith("G_z") for name in wanted))
             count = len(distances["x_2"]) // len(spectra)
             usual = len(starts(self.log_mel.frames(settings.samples), settings.scoring_stride))
             of_clips = clip_scores(distances, [count] * len(spectra), usual)
             named |= {name: of_clips[name].cpu().numpy() for name in wanted if name.startswith("G")}
+            if "R_maha" in wanted:
+                named["R_maha"] = self.residuals.scores(residuals(spectra, denoised).cpu().numpy())
             if maps:
                 strange = smooth(self.strange(spectra, denoised), settings.smoothing).flip(1).cpu().numpy()
         if any(name.startswith("D") for name in wanted):
             compared = self.pool.scores(self.embed(spectra).cpu().numpy())
             named |= {name: compared[name] for name in wanted if name.startswith("D")}
-        return named, strange
+        return {name: named[name] for name in wanted}, strange
 
     def strange(self, spectra: Tensor, denoised: Tensor) -> Tensor:
         """Both (B, 128, T) -> a map of that shape, low pitch first: how many times the usual error of its band a place is off; or, as
@@ -145,11 +159,11 @@ def starts(frames: int, stride: int) -> Tensor:
     return torch.tensor([*range(0, last, stride), last])
 
 
-def windows_of(spectra: Tensor, stride: int) -> tuple[Tensor, int]:
-    """(B, 128, T) -> (B n, 1, 128, 128) and n."""
+def blocks(spectra: Tensor, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(B, 128, T) -> first frames (k,) and windows (B k, 1, 128, 128), some at a time: a long clip has thousands."""
     every = spectra.unfold(2, SIDE, 1)  # (B, 128, T - 127, 128), a view
-    chosen = every[:, :, starts(spectra.shape[2], stride)]
-    return chosen.permute(0, 2, 1, 3).reshape(-1, 1, SIDE, SIDE), chosen.shape[2]
+    for at in torch.split(starts(spectra.shape[2], stride), max(1, MOST_WINDOWS // len(spectra))):
+        yield at, every[:, :, at].permute(0, 2, 1, 3).reshape(-1, 1, SIDE, SIDE)
 
 
 def save_model(folder: Path, model: AeganAdModel) -> None:

@@ -107,7 +107,9 @@ class Critic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, 128, 128) -> (B,) unbounded: the higher, the more normal."""
-        score: Tensor = self.head(self.embed(x))
+        embedded = self.embed(x)
+        with torch.autocast(x.device.type, enabled=False):  # the last layer is exact
+            score: Tensor = self.head(embedded)
         return score.squeeze(1)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -41,9 +41,10 @@ Score = Literal[
     "G_z_cos_sum",
     "G_z_cos_min",
     "G_z_cos_max",
+    "R_maha",
 ]
 SCORES: tuple[Score, ...] = get_args(Score)
-"""All 19, in the order of the original, which decides between equals."""
+"""The published 19 in the order of the original, which decides between equals, and R_maha, which is our own."""
 Map = Literal["reference", "reconstruction"]
 
 
@@ -133,8 +134,8 @@ class AeganAdOptions(Options):
     by default they do not overlap."""
     score: Literal["auto"] | Score = "auto"
     """G: how badly windows are reconstructed, in x (the spectrogram) or z (its code); squared, absolute or by cosine; sum, least or
-    largest of a clip. D: how far the critic's embedding of a clip is from those of the training clips. `auto` takes the one that
-    tells synthetic faults best."""
+    largest of a clip. D: how far the critic's embedding of a clip is from those of the training clips. R, not published: how
+    far what reconstruction leaves in each band is from what it leaves of them. `auto` takes the one that tells synthetic faults best."""
     map: Map = "reconstruction"
     """`reconstruction`: input against reconstruction, in each band as a multiple of its usual error. `reference`, as published:
     reconstruction against the mean spectrum of the training clips."""

@@ -1,9 +1,10 @@
-"""The 19 scores of AEGAN-AD, one number per clip each; higher is stranger.
+"""The 19 scores of AEGAN-AD and one more, one number per clip each; higher is stranger.
 
 Source: Jiang et al., ICASSP 2023 (arXiv 2303.17949), and its published code.
 
     G_<distance>_<reduction>   between a window and its reconstruction (x), or between the latents of both (z), over the clip's windows
     D_<detector>               the clip's embedding, the mean over its windows of the critic's, against those of the training clips
+    R_maha                     not published: what reconstruction leaves of the clip, band by band, against what it leaves of the training clips
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -82,7 +83,7 @@ class Pool:
         self._exact = embeddings.astype(np.float64)
         self._mean = self._exact.mean(axis=0)
         self.covariance, covariance = _covariance(self._exact)
-        self._whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+        self._whitening = _whitening(covariance)
         self._lof = LocalOutlierFactor(n_neighbors=LOF_NEIGHBOURS, metric="cosine", novelty=True).fit(self._exact)
 
     def scores(self, embeddings: FloatArray, wanted: Collection[str] = POOL_SCORES) -> dict[str, FloatArray]:
@@ -113,6 +114,39 @@ class Pool:
 
     def _cos(self, exact: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(cosine_distances(exact, self._mean[None])[:, 0])
+
+
+class Residuals:
+    """What reconstruction left of the training clips, with which that of other clips is compared. Of our own; by Mahalanobis's distance.
+
+    Where a fault changes a band that normal clips keep steady it is found, however loud the noise in others is that the G scores add up.
+    """
+
+    def __init__(self, clips: FloatArray) -> None:
+        """(N, F) of N training clips, `residuals` of each. Raises ValueError where they are not finite."""
+        if not np.isfinite(clips).all():
+            raise ValueError("what reconstruction leaves of the training clips is not finite: the weights are broken")
+        exact = clips.astype(np.float64)
+        self._mean, deviation = exact.mean(axis=0), exact.std(axis=0)
+        self._unit = np.maximum(deviation, deviation.max() * 1e-6 + np.finfo(np.float64).tiny)
+        shrunk = LedoitWolf().fit((exact - self._mean) / self._unit)  # of features of one scale: it shrinks towards their mean variance
+        self._whitening = _whitening(np.asarray(shrunk.covariance_))
+
+    def scores(self, clips: FloatArray) -> FloatArray:
+        """(B, F) -> R_maha (B,) float32; NaN where one is not finite."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.linalg.norm((clips.astype(np.float64) - self._mean) / self._unit @ self._whitening, axis=1), np.float32)
+
+
+def residuals(spectra: Tensor, denoised: Tensor) -> Tensor:
+    """(B, 128, T) both -> (B, 256): mean and deviation over time, in each band, of what reconstruction leaves."""
+    off = spectra - denoised
+    return torch.cat([off.mean(dim=2), off.std(dim=2)], dim=1)
+
+
+def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What differences are multiplied by so that their Euclidean length is Mahalanobis's distance."""
+    return np.asarray(np.linalg.inv(np.linalg.cholesky(covariance)).T)
 
 
 def _covariance(exact: NDArray[np.float64]) -> tuple[Literal["empirical", "shrunk"], NDArray[np.float64]]:

@@ -7,22 +7,23 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf
+from sklearn.covariance import LedoitWolf, ledoit_wolf
 from torch import Tensor
 
 from detectors.aegan_ad.options import SCORES
-from detectors.aegan_ad.scores import DISTANCES, FEWEST_CLIPS, POOL_SCORES, Pool, clip_scores, window_distances
+from detectors.aegan_ad.scores import DISTANCES, FEWEST_CLIPS, POOL_SCORES, Pool, Residuals, clip_scores, residuals, window_distances
 from monitor.types import FloatArray
 
 Vector = NDArray[np.float64]
 
 
-def test_nineteen_in_the_order_of_the_paper() -> None:
+def test_nineteen_in_the_order_of_the_paper_and_one_more() -> None:
     in_order = (
         *("D_maha", "D_knn", "D_lof", "D_cos"),
         *("G_x_2_sum", "G_x_2_min", "G_x_2_max", "G_x_1_sum", "G_x_1_min", "G_x_1_max"),
         *("G_z_2_sum", "G_z_2_min", "G_z_2_max", "G_z_1_sum", "G_z_1_min", "G_z_1_max"),
         *("G_z_cos_sum", "G_z_cos_min", "G_z_cos_max"),
+        "R_maha",
     )
     assert in_order == SCORES
 
@@ -255,3 +256,46 @@ def test_refused() -> None:
     training[3, 3] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         Pool(training)
+
+
+# what reconstruction leaves
+
+
+def test_residuals_are_mean_and_deviation_of_each_band() -> None:
+    random = np.random.default_rng(3)
+    spectra, denoised = (torch.from_numpy(random.normal(size=(2, 128, 140)).astype(np.float32)) for _ in range(2))
+    found = residuals(spectra, denoised).numpy()
+    for clip in range(2):
+        for band in (0, 77, 127):
+            off = (spectra[clip, band] - denoised[clip, band]).double().numpy()
+            assert found[clip, band] == pytest.approx(off.mean(), abs=1e-6)
+            assert found[clip, 128 + band] == pytest.approx(off.std(ddof=1), rel=1e-5)
+
+
+def test_r_maha_is_mahalanobis_distance_in_units_of_each_feature() -> None:
+    random = np.random.default_rng(4)
+    scale = 10.0 ** random.uniform(-3, 3, 12)
+    clips = (random.normal(size=(40, 12)) * scale).astype(np.float32)
+    others = (random.normal(1, 2, size=(7, 12)) * scale).astype(np.float32)
+    exact = clips.astype(np.float64)
+    mean, unit = exact.mean(axis=0), exact.std(axis=0)
+    covariance = LedoitWolf().fit((exact - mean) / unit).covariance_
+    found = Residuals(clips).scores(others)
+    for clip in range(7):
+        off = (others[clip] - mean) / unit
+        assert found[clip] == pytest.approx(math.sqrt(off @ np.linalg.solve(covariance, off)), rel=1e-5)
+    others[2, 5] = np.nan
+    assert np.isnan(Residuals(clips).scores(others)).tolist() == [False, False, True, False, False, False, False]
+
+
+def test_a_feature_that_never_changes_breaks_no_residuals() -> None:
+    clips = np.random.default_rng(5).normal(size=(20, 6)).astype(np.float32)
+    clips[:, 2] = 0.25
+    found = Residuals(clips)
+    changed = clips[:1].copy()
+    changed[0, 2] = 0.3
+    assert np.isfinite(found.scores(clips)).all()
+    assert found.scores(changed)[0] > found.scores(clips[:1])[0]
+    clips[3, 3] = np.inf
+    with pytest.raises(ValueError, match="not finite"):
+        Residuals(clips)
