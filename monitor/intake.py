@@ -21,7 +21,8 @@ from monitor.ports import Positions, Report, SourceOptions
 from monitor.preparation import Decoded, Preparation, prepare
 from monitor.probation import MOST_DEATHS, Probation
 from monitor.receiving import Inlet
-from monitor.segments import Recordings, Segment
+from monitor.recordings import Recordings
+from monitor.segments import Segment
 from monitor.serving import Devices, Model, ModelSlot, check_model
 from monitor.settings import DetectorSettings
 from monitor.streams import Streams

@@ -10,7 +10,8 @@ from monitor.errors import BadSample, Disconnected
 from monitor.finished import FinishedSegments
 from monitor.pending import Pending
 from monitor.ports import Delivery
-from monitor.segments import Chunk, Recordings, Segment
+from monitor.recordings import Recordings
+from monitor.segments import Chunk, Segment
 from monitor.telemetry import Telemetry
 from monitor.types import FloatArray, Message, Sample, Segmentation
 from recordings import RATE, cuts, noise
@@ -173,6 +174,16 @@ async def test_the_end_of_a_recording_is_no_gap() -> None:
     short = await line_of(noise(1, 13), cuts(1300, 100))
     assert [segment.sample is None for segment in short.closed] == [False, True]
     assert len(short.settled) == 13
+
+
+@pytest.mark.anyio
+async def test_what_is_missing_at_the_end_of_a_segment_is_a_gap_where_the_recording_goes_on() -> None:
+    waveform = noise(1, 30)
+    line = await line_of(waveform, [where for where in cuts(3000, 100) if where != (900, 1000)])
+    assert [(segment.sample.segment.index, segment.missing) for segment in line.closed] == [(1, None), (0, "gap"), (2, None)]
+    assert line.closed[1].sample.segment.end == 9.0
+    at_its_end = await line_of(waveform, [(0, 900), (1000, 1500)])
+    assert [segment.missing for segment in at_its_end.closed] == ["gap", "ended"]
 
 
 @pytest.mark.anyio
