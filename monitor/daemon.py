@@ -16,9 +16,9 @@ from anyio.abc import TaskGroup
 
 from monitor.config import load_settings
 from monitor.errors import ConfigError, DeviceLost, ModelBroken, leaves
-from monitor.intake import WORKERS
 from monitor.notify import Notifier
 from monitor.pipeline import Pipeline
+from monitor.preparation import WORKERS
 from monitor.probation import Probation
 from monitor.registry import resolve
 from monitor.serving import Devices

@@ -1,11 +1,9 @@
 """read -> decode -> assemble -> prepare: one source's messages become items that wait for its detectors."""
 
 import math
-import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,16 +11,14 @@ import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from monitor.arrivals import Arrivals
+from monitor.assembly import Assembly
 from monitor.batching import Batcher
 from monitor.errors import BadSample
-from monitor.finished import FinishedSegments
-from monitor.pending import Bad, Bury, Item, Part, Pending, finish
+from monitor.pending import Bad, Bury, Item, Part, Pending
 from monitor.ports import Positions, Report, SourceOptions
-from monitor.preparation import Decoded, Preparation, prepare
+from monitor.preparation import WORKERS, Decoded, Preparation
 from monitor.probation import MOST_DEATHS, Probation
 from monitor.receiving import Inlet
-from monitor.recordings import Recordings
-from monitor.segments import Segment
 from monitor.serving import Devices, Model, ModelSlot, check_model
 from monitor.settings import DetectorSettings
 from monitor.streams import Streams
@@ -31,9 +27,6 @@ from monitor.types import Sample
 if TYPE_CHECKING:
     from monitor.tracing import Tracing
 
-WORKERS = os.cpu_count() or 1
-SEGMENTS_KEPT = 64
-"""For each of max_in_flight: finished segments that are remembered. Beyond it a broker would have to give again what is long settled."""
 _WATCH_EVERY = 1.0
 """Seconds between looks for silent streams and ended recordings at most; a quarter of `expect_every` where that is less."""
 
@@ -73,10 +66,18 @@ class Intake:
         self._most = max(detector.max_batch_size for detector in detectors.values())
         self._preparation = Preparation(name, options, detectors, report=report, tracing=tracing)
         self._arrivals = Arrivals(options.max_in_flight, options.expect_every, lambda: source.taken)
-        kept = SEGMENTS_KEPT * options.max_in_flight
-        self._finished = {reader: FinishedSegments(positions, source=name, detector=reader, most=kept, report=report) for reader in detectors}
-        self._recordings = Recordings(self._finished, options.recording_timeout)
-        self._needed = options.max_in_flight  # or the largest that was said to be needed
+        self._assembly = Assembly(
+            name,
+            options,
+            detectors,
+            slots=slots,
+            workers=workers,
+            probation=probation,
+            offer=self._offer,
+            bury=bury,
+            positions=positions,
+            report=report,
+        )
         self._dealing = anyio.Lock()
         self._stirred = anyio.Event()  # segments may have to be closed
         self._waiting: anyio.CancelScope | None = None  # around the wait for a first model
@@ -95,7 +96,7 @@ class Intake:
     @property
     def open_segments(self) -> int:
         """Segments that wait for further chunks of their recordings."""
-        return self._recordings.open
+        return self._assembly.open
 
     @property
     def silent_streams(self) -> int:
@@ -104,8 +105,7 @@ class Intake:
 
     async def run(self) -> None:
         """Until the source ends."""
-        for finished in self._finished.values():
-            await finished.load()
+        await self._assembly.load()
         send, receive = anyio.create_memory_object_stream[Pending](self._options.max_in_flight)
         async with anyio.create_task_group() as watch:
             watch.start_soon(self._watch)
@@ -139,7 +139,7 @@ class Intake:
             arrivals.stood_still(max(0.0, arrivals.listened(now) - listened - every))  # woken late
             listened = arrivals.listened(now)
             self._streams.look(now, heard_until=arrivals.heard_until(now), listening=self.source.listening)
-            self._recordings.look(arrivals.heard_until(now), listening=self.source.listening)
+            self._assembly.look(arrivals.heard_until(now), listening=self.source.listening)
             self._stir()
 
     async def _read(self, send: MemoryObjectSendStream[Pending]) -> None:
@@ -226,13 +226,11 @@ class Intake:
             self._note(one)
             if one.chunk is not None:
                 try:
-                    closed = self._recordings.add(one.chunk, one.segmentations or {})
+                    await self._assembly.add(one.chunk, one.segmentations or {}, singly=singly)
                 except BadSample as error:
                     one.error = error
-                else:
-                    await self._work_on(closed, singly=singly)
             if one.error is not None:
-                bad.append(_bad(one.pending, one.error))
+                bad.append(Bad.of(one.pending, one.error))
                 continue
             for name, prepared in (one.prepared or {}).items():
                 assert one.sample is not None
@@ -249,7 +247,7 @@ class Intake:
             return []
         if not isinstance(prepared, BadSample):
             await self._devices.run(model.detector.device, check_model, model)
-        return [_bad(part, prepared)]
+        return [Bad.of(part, prepared)]
 
     async def _close(self) -> None:
         """Work on segments for which nothing more will come: their recordings ended, or they hold all places of the source."""
@@ -259,52 +257,9 @@ class Intake:
             async with self._turn():
                 if self._draining:
                     return
-                await self._work_on(self._recordings.ended(), singly=self._singly)
+                await self._assembly.close_ended(singly=self._singly)
                 if self._arrivals.stuck:
-                    needed = self._recordings.needed(in_order=self.unsettled < self._options.max_in_flight)
-                    await self._work_on(self._recordings.make_room(), singly=self._singly, max_in_flight=needed, quiet=needed <= self._needed)
-                    self._needed = max(needed, self._needed)
-
-    async def _work_on(self, closed: Iterator[Segment], *, singly: bool, quiet: bool = False, **facts: Any) -> None:
-        """Have segments scored that were just closed, by the models that serve now; count those that are too short."""
-        while group := list(islice(closed, 1 if singly else WORKERS)):
-            for segment in group:
-                self._report_missing(segment, quiet=quiet, **facts)
-            await finish(segment for segment in group if segment.sample is None)
-            for segment in group if singly else ():
-                with self._probation.segment([pending.delivery.message.id for pending in segment.pendings]):
-                    await self._put([segment], at_once=True)
-                    await segment.finished.wait()
-            if not singly:
-                await self._put(group)
-
-    async def _put(self, segments: list[Segment], *, at_once: bool = False) -> None:
-        """Prepare in the worker pool, then put before their detectors, in order."""
-        prepared: dict[Segment, tuple[Model, Any]] = {}
-
-        async def work(segment: Segment, sample: Sample) -> None:
-            model = self._slots[segment.detector].model
-            assert model is not None  # its chunks were dealt out by one
-            prepared[segment] = model, await anyio.to_thread.run_sync(prepare, model, sample, limiter=self._workers)
-
-        async with anyio.create_task_group() as workers:
-            for segment in segments:
-                if segment.sample is not None:
-                    workers.start_soon(work, segment, segment.sample)
-        bad: list[Bad] = []
-        for segment in segments:
-            if segment.sample is not None:
-                model, ready = prepared[segment]
-                bad += await self._offer(segment, model, segment.sample, ready, at_once=at_once)
-        await self._bury(bad)
-
-    def _report_missing(self, segment: Segment, *, quiet: bool, **facts: Any) -> None:
-        """That a recording ends within its last segment is no news."""
-        if segment.missing is None:
-            return
-        what = "segment_unscored" if segment.sample is None else "segment_partial"
-        quiet = quiet or segment.missing == "ended"
-        self._report(what, quiet=quiet, source=self._name, detector=segment.detector, cause=segment.missing, **segment.facts, **facts)
+                    await self._assembly.make_room(in_order=self.unsettled < self._options.max_in_flight, singly=self._singly)
 
     def _note(self, one: Decoded) -> None:
         """What is known of its stream by now."""
@@ -326,9 +281,3 @@ class Intake:
 
     def _stir(self) -> None:
         self._stirred.set()
-
-
-def _bad(part: Part, error: Exception) -> Bad:
-    if isinstance(error, BadSample):
-        return Bad(part, error.reason, str(error))
-    return Bad(part, "failed", f"{type(error).__name__}: {error}")

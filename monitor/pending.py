@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import anyio
 
+from monitor.errors import BadSample
 from monitor.finished import FinishedSegments
 from monitor.ports import Delivery
 from monitor.serving import Model
@@ -130,6 +131,12 @@ class Bad:
     part: Part
     reason: str
     error: str
+
+    @classmethod
+    def of(cls, part: Part, error: Exception) -> "Bad":
+        if isinstance(error, BadSample):
+            return cls(part, error.reason, str(error))
+        return cls(part, "failed", f"{type(error).__name__}: {error}")
 
 
 Bury = Callable[[Sequence[Bad]], Awaitable[None]]

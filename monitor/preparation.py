@@ -1,5 +1,6 @@
 """In worker threads: a message becomes a sample that is prepared for each detector that takes it."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from monitor.types import SENSORS, Envelope, Sample, Segmentation
 if TYPE_CHECKING:
     from monitor.tracing import Tracing
 
+WORKERS = os.cpu_count() or 1
 MOST_STREAMS_LOGGED = 1000  # names of streams come from outside
 
 

@@ -15,8 +15,8 @@ from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions
 from fake_detector import NAN, RAISES, FakeDetector, FakeOptions
 from monitor.errors import ModelBroken
 from monitor.evaluation.layouts import training_files
-from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
+from monitor.preparation import WORKERS
 from monitor.probation import Probation
 from monitor.reference import COUNT
 from monitor.serving import Devices, ModelSlot

@@ -18,8 +18,8 @@ from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions
 from fake_detector import FakeOptions
 from fake_listener import RAISES, ListenerOptions
 from monitor.evaluation.layouts import training_files
-from monitor.intake import WORKERS
 from monitor.pipeline import Pipeline
+from monitor.preparation import WORKERS
 from monitor.probation import Probation
 from monitor.serving import Devices
 from monitor.settings import DetectorSettings, SinkSettings
