@@ -53,7 +53,7 @@ class Assembly:
         self._report = report
         kept = SEGMENTS_KEPT * options.max_in_flight
         self._finished = {reader: FinishedSegments(positions, source=source, detector=reader, most=kept, report=report) for reader in detectors}
-        self._recordings = Recordings(self._finished, options.recording_timeout)
+        self._recordings = Recordings(self._finished, options.recording_timeout, on_repeated=self._repeated)
         self._needed = options.max_in_flight  # or the largest that was said to be needed
 
     @property
@@ -115,6 +115,9 @@ class Assembly:
         for segment in segments:
             bad += await self._offer(segment, *prepared[segment], at_once=at_once)
         await self._bury(bad)
+
+    def _repeated(self) -> None:
+        self._report("chunk_repeated", quiet=True, source=self._source)
 
     def _report_missing(self, segment: Segment, *, quiet: bool, **facts: Any) -> None:
         """That a recording ends within its last segment is no news."""

@@ -3,7 +3,7 @@
 Segment k of a recording covers [k hop, k hop + length), whatever the chunks are in which it comes, counted in samples at its own rate.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil, gcd, inf
 
 from monitor.errors import BadSample
@@ -84,10 +84,12 @@ class Recordings:
     From the event loop's thread, one caller at a time, but for what `Segment.finish` does.
     """
 
-    def __init__(self, finished: Mapping[str, FinishedSegments], timeout: float | None) -> None:
-        """`finished` by detector. `timeout` in seconds; by default twice the length of a segment."""
+    def __init__(self, finished: Mapping[str, FinishedSegments], timeout: float | None, *, on_repeated: Callable[[], None]) -> None:
+        """`finished` by detector. `timeout` in seconds; by default twice the length of a segment. `on_repeated` is told of each chunk of
+        which nothing is scored, since all its segments are finished."""
         self._finished = finished
         self._timeout = timeout
+        self._on_repeated = on_repeated
         self._recordings: dict[tuple[str, str], Recording] = {}
         self._heard_until = self._listening = -inf
         self._looked = False
@@ -110,17 +112,22 @@ class Recordings:
         return self._add(recording, chunk, segmentations)
 
     def _add(self, recording: Recording, chunk: Chunk, segmentations: Mapping[str, Segmentation]) -> Iterator[Segment]:
+        taken = known = 0
         for detector, segmentation in segmentations.items():
             cut = recording.cuts.setdefault(detector, Cut(segmentation, recording.rate))
             indexes = cut.indexes(chunk.offset, chunk.end)
             for index in indexes:
                 segment = self._segment(recording, detector, cut, index)
                 if segment is None:
+                    known += 1
                     continue
+                taken += 1
                 segment.add(chunk, sole=len(indexes) == 1)
                 if segment.open and segment.complete:
                     segment.close(recording.reached)
                     yield segment
+        if known and not taken:
+            self._on_repeated()
         if chunk.last:
             yield from _close(recording, recording.open)
         else:  # what is missing of a segment comes no more when its recording is far beyond it

@@ -65,6 +65,7 @@ HAPPENINGS: dict[str, str] = {
     "segment_partial": "warning",  # a segment was scored on its longest stretch: its recording ended within it (counted only), chunks are missing
     # (gap), or it was closed to make room (max_in_flight: named is the one that would do; counted each, logged when it grows)
     "segment_unscored": "warning",  # the same, but too short for its detector
+    "chunk_repeated": "info",  # all segments of a chunk are finished: it came again, too late, or its recording's name was used before; counted only
     "sample_too_old": "warning",  # samples older than `max_age` were settled, not scored; `count` since this was last said; counted per sample
     "samples_in_time": "info",  # for a minute none was too old
     "health_event_dropped": "warning",  # a health event was lost to one sink: full, it never takes it, or the end came; once per outage

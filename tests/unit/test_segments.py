@@ -50,7 +50,8 @@ class Line:
         self.finished = {
             name: FinishedSegments(self.memory, source="mics", detector=name, most=1000, report=Telemetry().report) for name in self.segmentations
         }
-        self.recordings = Recordings(self.finished, timeout)
+        self.repeated = 0
+        self.recordings = Recordings(self.finished, timeout, on_repeated=self.repeat)
         self.settled: list[int] = []
         self.resting: set[int] = set()
         self.pendings: list[Pending] = []
@@ -76,6 +77,9 @@ class Line:
         await self.take(self.recordings.add(chunk, self.segmentations), hold=hold)
         pending.finish()  # the intake's own part
         return number
+
+    def repeat(self) -> None:
+        self.repeated += 1
 
     async def take(self, closed: Iterable[Segment], *, hold: bool = False) -> None:
         for segment in closed:
@@ -147,6 +151,7 @@ async def test_a_chunk_between_two_segments_is_settled_at_once() -> None:
     line = Line(fan=SPARSE)
     await line.add(noise(1, 2.5), 250)
     assert line.settled == [0]
+    assert line.repeated == 0
     assert len(line.recordings) == 0
 
 
@@ -291,6 +296,11 @@ async def test_what_is_finished_is_known_after_a_restart() -> None:
         await restarted.add(waveform[:, begin:end], begin, last=end == 2000)
     assert [sample.segment.index for sample in restarted.samples] == [1]
     assert facts(line) + facts(restarted) == facts(await line_of(waveform, [(0, 2000)]))
+    assert len(restarted.settled) == len(restarted.pendings)
+    assert restarted.repeated == 0  # of each something was new
+
+    await restarted.add(waveform[:, :70], 0)
+    assert restarted.repeated == 1
     assert len(restarted.settled) == len(restarted.pendings)
 
 

@@ -270,6 +270,7 @@ async def test_what_is_finished_is_not_scored_again(tmp_path, store_of):
     line.source.settled.clear()
     await line.all_settled()
     assert len(line.sink.events) == scored == 3
+    assert line.telemetry.count("chunk_repeated") == len(line.source.messages)
 
 
 async def test_chunks_that_come_again_while_the_first_are_out_hold_no_second_place(tmp_path, store_of):
