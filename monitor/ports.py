@@ -67,7 +67,7 @@ class SourceOptions(Options):
     recording_timeout: float | None = Field(default=None, gt=0)
     """A recording that comes in chunks has ended when none has come for so many seconds, or with a chunk that says `last`.
 
-    By default twice the length of a segment of its detector. No time passes while all of `max_in_flight` are out.
+    So has a segment of it. By default twice the length of a segment of its detector. No time passes while all of `max_in_flight` are out.
     """
 
     @property

@@ -39,8 +39,6 @@ class Recording:
         self.name = chunk.recording
         self.rate = chunk.rate
         self.channels = chunk.waveform.shape[0]
-        self.arrived = 0.0
-        """When its latest chunk did."""
         self.reached = 0
         """Where what has come of it ends."""
         self.cuts: dict[str, Cut] = {}
@@ -57,7 +55,6 @@ class Recording:
                 f"a chunk of recording {self.name!r:.80} with {chunk.waveform.shape[0]} channels at {chunk.rate} Hz, "
                 f"which began with {self.channels} at {self.rate} Hz",
             )
-        self.arrived = chunk.pending.arrived
         self.reached = max(self.reached, chunk.end)
         if not chunk.last:
             self._chunk = min(self._chunk, chunk.end - chunk.offset)
@@ -140,9 +137,10 @@ class Recordings:
             self._listening = heard_until
 
     def ended(self) -> Iterator[Segment]:
-        """Once after each look: closes and gives the segments of recordings of which nothing came for the timeout, though it could have been heard.
+        """Once after each look: closes and gives the segments of which nothing came for the timeout, though it could have been heard.
 
-        Gives up what moved to another member of its consumer group.
+        Each by itself: while its recording goes on elsewhere (an offset was wrong, or began anew), one would wait for ever. Gives up what moved
+        to another member of its consumer group.
         """
         if not self._looked:
             return
@@ -150,9 +148,7 @@ class Recordings:
         for recording in list(self._recordings.values()):
             for segment in recording.open:
                 segment.give_up_moved()
-            silent = self._heard_until - max(recording.arrived, self._listening)
-            over = {detector for detector, cut in recording.cuts.items() if silent >= (self._timeout or 2 * cut.length / recording.rate)}
-            yield from _close(recording, [segment for segment in recording.open if segment.detector in over])
+            yield from _close(recording, [segment for segment in recording.open if self._silent(segment) >= self._timeout_of(recording, segment)])
 
     def make_room(self) -> Iterator[Segment]:
         """Closes and gives the oldest segment that waits for chunks."""
@@ -168,6 +164,12 @@ class Recordings:
         """
         held = [recording.held for recording in self._recordings.values()]
         return sum(held) + (len(held) if in_order else 1)
+
+    def _silent(self, segment: Segment) -> float:
+        return self._heard_until - max(segment.arrived, self._listening)
+
+    def _timeout_of(self, recording: Recording, segment: Segment) -> float:
+        return self._timeout or 2 * recording.cuts[segment.detector].length / recording.rate
 
     def drop(self, recording: Recording) -> None:
         """Nothing of it is open or in work."""

@@ -116,6 +116,11 @@ class Segment:
         return self._in_work is None
 
     @property
+    def arrived(self) -> float:
+        """While it is open: when the latest chunk of it did."""
+        return max(piece.pending.arrived for piece in self._pieces.values())
+
+    @property
     def patience(self) -> int:
         """Where in the recording a chunk may begin until this segment is waited for no more: its length beyond it."""
         return 2 * self._end - self._begin

@@ -129,7 +129,7 @@ class AeganAdOptions(Options):
     scoring_stride: int | None = Field(default=None, ge=1, le=128)
     """Frames from one scored window to the next; the last window ends where the clip ends. 1 is published: 186 windows per 10 s.
     By default the preset's."""
-    hop_seconds: float | None = Field(default=None, gt=0)
+    hop_seconds: float | None = Field(default=None, ge=0.1)
     """Seconds from the beginning of one segment of a recording to that of the next. Segments are as long as the training clips;
     by default they do not overlap."""
     score: Literal["auto"] | Score = "auto"

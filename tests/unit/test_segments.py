@@ -211,6 +211,20 @@ async def test_silence_ends_a_recording_but_not_while_nothing_can_be_heard() -> 
 
 
 @pytest.mark.anyio
+async def test_a_segment_of_which_no_more_comes_ends_while_its_recording_goes_on() -> None:
+    """An offset was wrong: the chunk that lies far away would hold its place, and all that is acknowledged behind it, for ever."""
+    line, waveform = Line(timeout=10.0), noise(1, 60)
+    await line.add(waveform[:, :100], 0)
+    far = await line.add(waveform[:, 100:200], 10**9)
+    for begin, end in cuts(6000, 100)[1:]:
+        await line.add(waveform[:, begin:end], begin)
+        line.recordings.look(line.pendings[-1].arrived, listening=True)
+        await line.take(line.recordings.ended())
+    assert far in line.settled
+    assert len(line.settled) == len(line.pendings)
+
+
+@pytest.mark.anyio
 async def test_recording_timeout_is_what_the_source_says() -> None:
     line = Line(timeout=3.0)
     await line.add(noise(1, 5), 0)
