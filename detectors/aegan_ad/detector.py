@@ -148,7 +148,7 @@ class AeganAd:
         return Batch(samples=tuple(samples), data=groups)
 
     def score(self, batch: Batch, *, every: bool = False) -> Scores:
-        """The chosen score of each clip, and its map over mel bands and frames; `every` names all 19."""
+        """The chosen score of each clip, and its map over mel bands and frames; `every` names all of SCORES."""
         model = self._model
         assert model is not None
         chosen = model.settings.score
