@@ -40,7 +40,7 @@ class Hall:
         tables: Mapping[str, Mapping[str, Any]] = {
             "daemon": {"site": "test", "state": "state.db", "grace": 30.0},
             "store": {"path": "models", "poll": 0.2},
-            "sources.mics": {**self.inlet.table, "max_in_flight": 48, **source},
+            "sources.mics": {**self.inlet.table, "max_in_flight": 48, "recording_timeout": 3600.0, **source},  # however slow the machine is
             "detectors.fan": {"kind": "listener", "inputs": ["mics"], "max_batch_size": 8, "max_wait": 0.02, "options": {}},
             "sinks.events": {**self.events.address, "events": ["score"]},
             "dead_letter": {"kind": "folder", "path": "dead"},
@@ -149,7 +149,7 @@ def test_the_chunks_of_a_segment_that_kills_the_process_go_to_the_dead_letter_at
 
 def test_a_recording_that_stops_does_not_hold_the_others_behind_its_acknowledgement(mosquitto: Mosquitto, tmp_path: Path, listener: Path) -> None:
     """MQTT acknowledges in order: what is settled behind an open segment keeps its place at the broker."""
-    hall = Hall(mosquitto, tmp_path, listener, max_in_flight=20, recording_timeout=3600.0)
+    hall = Hall(mosquitto, tmp_path, listener, max_in_flight=20)
     waveform = noise(5, 40)
     with closing(hall), hall.daemon as daemon:
         daemon.start()

@@ -62,7 +62,7 @@ class Line:
         self.source, self.sink, self.dead = channel(f"{name} in"), channel(f"{name} out"), channel(f"{name} dead")
         fan = DetectorSettings(kind="listener", inputs=("mics",), max_batch_size=8, max_wait=0.01, options=ListenerOptions(**(options or {})))
         self.settings = PipelineSettings(
-            sources={"mics": MemorySourceOptions(channel=self.source.name, max_in_flight=max_in_flight, **source)},
+            sources={"mics": MemorySourceOptions(channel=self.source.name, max_in_flight=max_in_flight, **{"recording_timeout": 3600.0, **source})},
             detectors={"fan": fan},
             sinks={"all": SinkSettings(events=("score",), options=MemorySinkOptions(channel=self.sink.name))},
             dead_letter=MemoryDeadLetterOptions(channel=self.dead.name),
