@@ -25,6 +25,7 @@ class Inlet:
         self._messages = telemetry.counter("monitor_messages_total", name)
         self._since: dict[int, float] = {}  # unsettled deliveries by number, oldest first: when they were handed out (monotonic)
         self._source: Source = resolve(options.implementation)(options, Context(name=name, report=self._report, positions=positions))
+        self._in_order = self._source if isinstance(self._source, InOrder) else None  # once: it is asked with every message
 
     async def __aenter__(self) -> Self:
         self.away = "connecting"  # until the source says that it is there
@@ -58,7 +59,7 @@ class Inlet:
     @property
     def taken(self) -> int:
         """Places of max_in_flight that are taken, by what is unsettled or waits behind that for its commitment."""
-        return max(len(self._since), self._source.taken() if isinstance(self._source, InOrder) else 0)
+        return max(len(self._since), self._in_order.taken() if self._in_order is not None else 0)
 
     def _report(self, what: str, /, **facts: Any) -> None:
         if what == "source_disconnected":
