@@ -40,6 +40,7 @@ kind = "mqtt"
 url = "{url}"
 topics = ["demo/{{stream}}/sound"]         # {{stream}} names the pump; its sound comes in chunks of {chunk:g} s
 client_id = "monitor-demo-microphones"
+recording_timeout = 60.0                 # a pump of which nothing comes for so many seconds has stopped, and what is open is scored
 
 [detectors.{flange}]
 kind = "autoencoder"
