@@ -72,6 +72,7 @@ def untrained(folder: Path, width: int, stride: int, score: Score) -> None:
     )
     model = AeganAdModel(settings, CLIPS)
     model.embeddings.normal_()
+    model.left.normal_()
     save_model(folder, model)
 
 
