@@ -15,6 +15,7 @@ from connectors.memory.channel import channel
 from connectors.memory.options import MemorySinkOptions
 from connectors.memory.sink import MemorySink
 from connectors.memory.source import MemorySource
+from flow import until
 from monitor import health as module
 from monitor.commands.listen import line_of
 from monitor.errors import Disconnected
@@ -24,7 +25,7 @@ from monitor.settings import SinkSettings
 from monitor.streams import Streams
 from monitor.telemetry import HAPPENINGS, HEALTH, Telemetry
 from monitor.types import Event
-from unit.test_pipeline import Line, picture, positions, until
+from unit.test_pipeline import Line, picture, positions
 from unit.test_schema import validator
 
 pytestmark = pytest.mark.anyio

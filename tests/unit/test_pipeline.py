@@ -1,8 +1,6 @@
 """The flow in one process: memory source and sinks, the fake detector. Nothing lost, nothing settled too early."""
 
 import itertools
-from collections.abc import Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -13,13 +11,11 @@ import pytest
 from connectors.memory.channel import Channel, channel
 from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions, MemorySourceOptions
 from fake_detector import NAN, RAISES, FakeDetector, FakeOptions
+from flow import running, until
 from monitor.errors import ModelBroken
 from monitor.evaluation.layouts import training_files
-from monitor.pipeline import Pipeline
-from monitor.preparation import WORKERS
-from monitor.probation import Probation
 from monitor.reference import COUNT
-from monitor.serving import Devices, ModelSlot
+from monitor.serving import ModelSlot
 from monitor.settings import DetectorSettings, SinkSettings
 from monitor.state import State
 from monitor.store import ModelStore
@@ -95,34 +91,9 @@ class Line:
     def ids(self, kind: str, detector: str = "bottle0") -> list[str]:
         return [event["id"] for event in self.sink.events if event["type"] == f"monitor.{kind}.v1" and event["data"]["detector"] == detector]
 
-    @asynccontextmanager
-    async def running(self, *, unclean: bool = False):
+    def running(self, *, unclean: bool = False):
         """A pipeline; drained at the end."""
-        with State(self.home / "state.db") as state, Devices() as devices:
-            state.unclean = unclean
-            pipeline = Pipeline(
-                self.settings,
-                site="test",
-                poll=0.05,
-                store=self.store,
-                state=state,
-                probation=Probation(state, self.telemetry.report),
-                devices=devices,
-                workers=anyio.CapacityLimiter(WORKERS),
-                telemetry=self.telemetry,
-            )
-            with anyio.fail_after(20):
-                async with anyio.create_task_group() as tasks:
-                    await tasks.start(pipeline.run)
-                    yield pipeline
-                    await pipeline.stop()
-            assert pipeline.ended.is_set()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 (what is waited for tells nobody)
-            await anyio.sleep(0.005)
+        return running(self.settings, store=self.store, home=self.home, telemetry=self.telemetry, unclean=unclean)
 
 
 def positions(channel: Channel) -> set[str]:

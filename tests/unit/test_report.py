@@ -9,19 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
+from evaluated import evaluated, quiet
 from fake_detector import FakeOptions
 from monitor.evaluation.drawing import UNMEASURED, Scale, jpeg, overlay, pictures
-from monitor.evaluation.evaluate import Evaluation, evaluate
-from monitor.evaluation.layouts import labelled_files, training_files
+from monitor.evaluation.evaluate import Evaluation
 from monitor.evaluation.report import write_report
-from monitor.reference import load_detector
-from monitor.store import ModelStore
-from monitor.training import Job, train
 from monitor.types import Sample
-
-
-def quiet(*_: object, **__: object) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluation(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    folder = tmp_path_factory.mktemp("work")
-    job = Job(
-        name="cup",
-        kind="fake",
-        options=FakeOptions(),
-        files=training_files("mvtec", data, "<cup>"),
-        seed=3,
-        device="cpu",
-        false_alarm_probability=0.1,
-        max_batch_size=4,
-    )
-    version = train(job, store=ModelStore(folder / "models"), progress=quiet, report=quiet).version
-    (folder / "maps").mkdir()
-    return evaluate(
-        load_detector(version, device="cpu", precision="auto", report=quiet),
-        version,
-        labelled_files("mvtec", data, "<cup>"),
-        false_alarm_probability=0.1,
-        max_batch_size=4,
-        folder=folder / "maps",
-        progress=quiet,
-    )
+    return evaluated("fake", FakeOptions(), data, "mvtec", "<cup>", folder=tmp_path_factory.mktemp("work"), false_alarm_probability=0.1)
 
 
 def test_the_figures_are_those_of_the_contract(evaluation: Evaluation) -> None:

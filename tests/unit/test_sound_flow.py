@@ -4,11 +4,9 @@ import dataclasses
 import itertools
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
 import cv2
 import numpy as np
 import pytest
@@ -17,11 +15,8 @@ from connectors.memory.channel import channel
 from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions, MemorySourceOptions
 from fake_detector import FakeOptions
 from fake_listener import RAISES, ListenerOptions
+from flow import running, until
 from monitor.evaluation.layouts import training_files
-from monitor.pipeline import Pipeline
-from monitor.preparation import WORKERS
-from monitor.probation import Probation
-from monitor.serving import Devices
 from monitor.settings import DetectorSettings, SinkSettings
 from monitor.state import State
 from monitor.store import ModelStore
@@ -91,39 +86,14 @@ class Line:
     def unsettled(self) -> set[str]:
         return {message.position for message in self.source.messages} - self.source.settled
 
-    @asynccontextmanager
-    async def running(self, *, unclean: bool = False, within: float = 120):
+    def running(self, *, unclean: bool = False):
         """A pipeline; drained at the end."""
         telemetry = self.telemetry.heard_by(lambda what, facts: self.said.append((what, dict(facts))))
-        with State(self.home / "state.db") as state, Devices() as devices:
-            state.unclean = unclean
-            pipeline = Pipeline(
-                self.settings,
-                site="test",
-                poll=0.05,
-                store=self.store,
-                state=state,
-                probation=Probation(state, telemetry.report),
-                devices=devices,
-                workers=anyio.CapacityLimiter(WORKERS),
-                telemetry=telemetry,
-            )
-            with anyio.fail_after(within):
-                async with anyio.create_task_group() as tasks:
-                    await tasks.start(pipeline.run)
-                    yield pipeline
-                    await pipeline.stop()
-            assert pipeline.ended.is_set()
+        return running(self.settings, store=self.store, home=self.home, telemetry=telemetry, unclean=unclean)
 
     async def all_settled(self) -> None:
         async with self.running():
             await until(lambda: not self.unsettled)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(60):
-        while not condition():  # noqa: ASYNC110 (what is waited for tells nobody)
-            await anyio.sleep(0.005)
 
 
 async def scores_of(home: Path, models: Path, where: list[tuple[int, int]], waveform: np.ndarray, **options: Any) -> dict[str, float]:

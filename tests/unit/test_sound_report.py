@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,25 +15,19 @@ import pytest
 import soundfile
 from sklearn.metrics import roc_auc_score
 
+from evaluated import evaluated, quiet
 from fake_detector import FakeDetector, FakeOptions
 from fake_ear import FakeEarOptions
 from monitor.errors import ConfigError
 from monitor.evaluation.drawing import write_curves
 from monitor.evaluation.evaluate import Evaluation, evaluate
-from monitor.evaluation.layouts import labelled_files, training_files
+from monitor.evaluation.layouts import labelled_files
 from monitor.evaluation.report import write_report
 from monitor.evaluation.spectrogram import framed, spectrogram
-from monitor.reference import load_detector
-from monitor.store import ModelStore
-from monitor.training import Job, train
 from monitor.types import Axes, Sample
 
 TESTS = Path(__file__).parents[1]
 RATE = 4000
-
-
-def quiet(*_: object, **__: object) -> None:
-    pass
 
 
 def clip(path: Path, random: np.random.Generator, *, hiss: bool) -> None:
@@ -66,33 +59,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def evaluated(clips: Path, folder: Path, layout: str, machine: str, **options: Any) -> Evaluation:
-    job = Job(
-        name=machine,
-        kind="fake_ear",
-        options=FakeEarOptions(**options),
-        files=training_files(layout, clips, machine),
-        seed=3,
-        device="cpu",
-        false_alarm_probability=0.2,
-        max_batch_size=4,
-    )
-    version = train(job, store=ModelStore(folder / "models"), progress=quiet, report=quiet).version
-    (folder / "maps").mkdir()
-    return evaluate(
-        load_detector(version, device="cpu", precision="auto", report=quiet),
-        version,
-        labelled_files(layout, clips, machine),
-        false_alarm_probability=0.2,
-        max_batch_size=4,
-        folder=folder / "maps",
-        progress=quiet,
-    )
-
-
 @pytest.fixture(scope="module")
 def fan(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    return evaluated(clips, tmp_path_factory.mktemp("fan"), "dcase2020", "fan")
+    return evaluated("fake_ear", FakeEarOptions(), clips, "dcase2020", "fan", folder=tmp_path_factory.mktemp("fan"), false_alarm_probability=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +138,7 @@ def test_maps_lie_where_the_fault_is(report: Path) -> None:
 
 
 def test_sections_and_domains(clips: Path, tmp_path: Path) -> None:
-    evaluation = evaluated(clips, tmp_path, "dcase2022", "gearbox", maps=False)
+    evaluation = evaluated("fake_ear", FakeEarOptions(maps=False), clips, "dcase2022", "gearbox", folder=tmp_path, false_alarm_probability=0.2)
     figures = evaluation.figures()
     assert set(figures["sections"]["section_01"]) >= {"auc_source", "auc_target", "pauc", "n_normal_source", "n_anomalous_target"}
     assert {"auc_source", "auc_target", "pauc", "summary"} == figures["label_free"].keys() - {"score"}
