@@ -92,7 +92,7 @@ class Part(Protocol):
 
     @property
     def lasting(self) -> tuple[FinishedSegments, str] | None:
-        """The record in which it must stand before they are finished, and as what; None where none of it can come again alone."""
+        """The record in which it must stand before they are finished, and as what; None of a message, which comes again as a whole or not at all."""
         ...
 
     def finish(self) -> None:

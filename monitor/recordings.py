@@ -112,14 +112,13 @@ class Recordings:
         taken = known = 0
         for detector, segmentation in segmentations.items():
             cut = recording.cuts.setdefault(detector, Cut(segmentation, recording.rate))
-            indexes = cut.indexes(chunk.offset, chunk.end)
-            for index in indexes:
+            for index in cut.indexes(chunk.offset, chunk.end):
                 segment = self._segment(recording, detector, cut, index)
                 if segment is None:
                     known += 1
                     continue
                 taken += 1
-                segment.add(chunk, sole=len(indexes) == 1)
+                segment.add(chunk)
                 if segment.open and segment.complete:
                     segment.close(recording.reached)
                     yield segment

@@ -86,13 +86,12 @@ class Segment:
         self.missing: Missing | None = None
         """Once closed: why it is not whole."""
         self.finished = anyio.Event()
+        self.lasting = lasting
         self._span = span
         self._begin = span.begin
         self._end = span.end
         self._shortest = shortest
         self._on_finished = on_finished
-        self._lasting = lasting
-        self._alone = False
         self._samples = 0  # of all pieces, at least
         self._pieces: dict[tuple[int, int], _Piece] = {}  # by offset and end of the chunk; until closed
         self._in_work: list[Pending] | None = None  # once closed
@@ -104,11 +103,6 @@ class Segment:
     @property
     def pendings(self) -> Sequence[Pending]:
         return [piece.pending for piece in self._pieces.values()] if self._in_work is None else self._in_work
-
-    @property
-    def lasting(self) -> tuple[FinishedSegments, str] | None:
-        """Nothing to record where it is one whole chunk, which holds nothing else: that comes again as a whole or not at all."""
-        return None if self._alone else self._lasting
 
     @property
     def open(self) -> bool:
@@ -133,12 +127,11 @@ class Segment:
         begin, end = self._longest()
         return end - begin == length
 
-    def add(self, chunk: Chunk, *, sole: bool) -> None:
-        """`sole`: the chunk lies in no other segment. One that is there already comes again, and its newest delivery takes its place."""
+    def add(self, chunk: Chunk) -> None:
+        """One that is there already comes again, and its newest delivery takes its place."""
         if self._in_work is not None:
             chunk.pending.deal()
             self._in_work.append(chunk.pending)
-            self._alone = False  # it lies in others too, or comes again with a part of this one
             return
         chunk.pending.wait()
         begin, end = max(self._begin, chunk.offset), min(self._end, chunk.end)
@@ -146,7 +139,6 @@ class Segment:
         older = self._pieces.get((chunk.offset, chunk.end))
         piece = _Piece(chunk.pending, dataclasses.replace(chunk.sample, waveform=part), chunk.offset, begin, end)
         self._pieces[chunk.offset, chunk.end] = piece
-        self._alone = sole and len(self._pieces) == 1
         self._samples += end - begin
         if older is not None:
             older.pending.resume()
@@ -166,7 +158,6 @@ class Segment:
         """It is in work from now on. `reached`: where what has come of the recording ends."""
         begin, end = self._longest()
         if end - begin < self._end - self._begin:
-            self._alone = False
             self.missing = "max_in_flight" if to_make_room else "ended" if (begin, end) == (self._begin, reached) else "gap"
         if end - begin >= self._shortest or self.missing is None:
             self.sample = self._cut(begin, end)

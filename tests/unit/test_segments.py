@@ -88,8 +88,7 @@ class Line:
                 await self.finish(segment)
 
     async def finish(self, segment: Segment) -> None:
-        if segment.lasting is not None:
-            await segment.lasting[0].add([segment.lasting[1]])
+        await segment.lasting[0].add([segment.lasting[1]])
         segment.finish()
 
     @property
@@ -319,25 +318,21 @@ async def test_what_is_finished_is_known_after_a_restart() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_whole_clip_leaves_no_record() -> None:
-    line = Line()
-    await line.add(noise(1, 10), 0, last=True)
-    assert len(line.closed) == 1
-    assert line.memory.rows == {}
-
-
-@pytest.mark.anyio
-async def test_a_whole_chunk_leaves_a_record_where_another_lies_in_its_segment_too() -> None:
-    """That one is unsettled longer, and comes again without the first."""
+@pytest.mark.parametrize("hold", [False, True])
+async def test_chunks_may_overlap(hold: bool) -> None:
+    """The second lies in the first one's segment too, which is finished or in work, and comes again without it."""
     line, waveform = Line(), noise(1, 20)
-    await line.add(waveform[:, :1000], 0, hold=True)
+    await line.add(waveform[:, :1000], 0, hold=hold)
     await line.add(waveform[:, 500:1500], 500)
-    await line.finish(line.closed[0])
+    if hold:
+        await line.finish(line.closed[0])
     assert line.settled == [0]
     restarted = Line(memory=line.memory)
     await restarted.finished["fan"].load()
-    await restarted.add(waveform[:, 500:1500], 500, last=True)
-    assert [segment.sample.segment.index for segment in restarted.closed if segment.sample] == [1]
+    for again in (line, restarted):
+        await again.add(waveform[:, 500:1500], 500, last=True)
+    assert [segment.sample.segment.index for segment in line.closed] == [0, 1]
+    assert [segment.sample.segment.index for segment in restarted.closed] == [1]
 
 
 @pytest.mark.anyio
