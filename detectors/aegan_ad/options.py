@@ -132,7 +132,7 @@ class AeganAdOptions(Options):
     hop_seconds: float | None = Field(default=None, ge=0.1)
     """Seconds from the beginning of one segment of a recording to that of the next. Segments are as long as the training clips;
     by default they do not overlap."""
-    score: Literal["auto"] | Score = "auto"
+    score: Literal["auto", Score] = "auto"
     """G: how badly windows are reconstructed, in x (the spectrogram) or z (its code); squared, absolute or by cosine; sum, least or
     largest of a clip. D: how far the critic's embedding of a clip is from those of the training clips. R, not published: how
     far what reconstruction leaves in each band is from what it leaves of them. `auto` takes the one that tells synthetic faults best."""

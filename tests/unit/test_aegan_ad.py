@@ -155,6 +155,12 @@ def test_what_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
         AeganAdOptions(**wrong)
 
 
+def test_an_unknown_score_is_one_mistake() -> None:
+    with pytest.raises(ValidationError) as refused:
+        AeganAdOptions(score="G_x_3")  # type: ignore[arg-type]
+    assert [mistake["loc"] for mistake in refused.value.errors()] == [("score",)]
+
+
 @pytest.mark.parametrize("machine", ["dcase2022_toycar", "dcase2022_gearbox"])
 def test_the_machine_s_settings_reach_the_training(tmp_path: Path, machine: str) -> None:
     detector, told = fit(tmp_path, machine=machine)
