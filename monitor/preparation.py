@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 WORKERS = os.cpu_count() or 1
 MOST_STREAMS_LOGGED = 1000  # names of streams come from outside
+EXPANSION = 4
+"""A chunk is held as float32 until its segments are whole: at most so many bytes for each of `max_bytes`, as many as 8-bit PCM takes.
+
+Silence packed as FLAC would take thousands."""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +98,10 @@ class Preparation:
             raise BadSample("unsupported", f"a chunk of a recording is sound, this is {sample.sensors}")
         if self._options.refuses_chunks is not None:
             raise BadSample("unsupported", f"a chunk of a recording: {self._options.refuses_chunks}")
+        if sample.waveform.nbytes > EXPANSION * self._options.max_bytes:
+            channels, count = sample.waveform.shape
+            most = f"at most {EXPANSION} * max_bytes / 4 = {self._options.max_bytes * EXPANSION // 4} of all channels are held"
+            raise BadSample("too_large", f"a chunk of {count} samples in {channels} channels: {most}")
         return Chunk(pending=pending, sample=sample, recording=recording, offset=envelope.offset, last=envelope.last)
 
     def _takers(self, sample: Sample, models: Mapping[str, Model]) -> dict[str, Model]:

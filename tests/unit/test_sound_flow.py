@@ -1,6 +1,7 @@
 """Recordings in chunks through the whole flow: equal scores for every cut, nothing lost, nothing settled too early."""
 
 import dataclasses
+import io
 import itertools
 import shutil
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import soundfile
 
 from connectors.memory.channel import channel
 from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions, MemorySourceOptions
@@ -228,6 +230,18 @@ async def test_a_chunk_with_another_rate_or_that_is_no_sound_goes_to_the_dead_le
     line.put([*parts[:5], (wav(waveform[:, 500:600], 200), parts[5][1]), (picture, parts[5][1]), *parts[5:]])
     await line.all_settled()
     assert [(letter.message.position, letter.reason) for letter in line.dead.letters] == [("5", "lying_header"), ("6", "unsupported")]
+    assert [piece["partial"] for piece in line.pieces] == [False]
+
+
+async def test_a_chunk_that_is_much_more_than_its_payload_is_not_held(tmp_path, store_of):
+    line = Line(tmp_path, store_of(), max_bytes=16_384)
+    packed = io.BytesIO()
+    soundfile.write(packed, np.zeros(40_000, np.float32), 8000, format="FLAC")
+    assert len(packed.getvalue()) < 16_384
+    parts = list(chunks(noise(1, 10), cuts(1000, 100)))
+    line.put([*parts[:5], (packed.getvalue(), parts[5][1]), *parts[5:]])
+    await line.all_settled()
+    assert [(letter.message.position, letter.reason) for letter in line.dead.letters] == [("5", "too_large")]
     assert [piece["partial"] for piece in line.pieces] == [False]
 
 
