@@ -158,5 +158,7 @@ def test_wrong_words_are_mistakes_not_tracebacks(tmp_path: Path) -> None:
     assert refused("train", "bottle", "--data", str(tmp_path), "--layout", "spiral", *configuration)
     assert refused("evaluate", "bottle", "--data", str(tmp_path), "--layout", "mvtec", "--category", "cup", *configuration)
     assert refused("publish", str(tmp_path), "--to", "inbox", "--rate", "0", *configuration)
+    assert "inf is not above 0 and finite" in refused("publish", str(tmp_path), "--to", "inbox", "--chunk", "inf", *configuration)[-1]
+    assert "'soon' is no number" in refused("publish", str(tmp_path), "--to", "inbox", "--chunk", "soon", *configuration)[-1]
     assert "only sound can be cut" in refused("publish", configuration[1], "--to", "inbox", "--chunk", "1", *configuration)[0]
     assert refused("run", *configuration, MONITOR__DAEMON__GRACE="soon")[0].startswith("daemon.grace")
