@@ -146,6 +146,7 @@ def _read_all(files: Files, detector: Detector, progress: Progress) -> list[str]
 
     What cannot be learnt from is named before hours of training, not after."""
     digests = []
+    rate: int | None = None
     for index in range(len(files)):
         payloads = files.payloads(index)
         found = files.sample(index, payloads)
@@ -155,6 +156,11 @@ def _read_all(files: Files, detector: Detector, progress: Progress) -> list[str]
             detector.prepare(found)
         except BadSample as error:
             raise ConfigError(f"{files.position(index)}: {error}") from error
+        rate = rate or found.rate
+        if found.rate is not None and rate is not None and found.rate < rate:
+            raise ConfigError(
+                f"{files.position(index)}: sound at {found.rate} Hz, {files.position(0)} at {rate} Hz: none may have a lower rate than the first"
+            )
         digests.append(hashlib.sha256(b"".join(payloads)).hexdigest())
         progress("read", index + 1, len(files), {})
     return digests

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import soundfile
 
 from fake_detector import FakeDetector, FakeOptions
 from monitor.calibration import Calibration
@@ -187,6 +188,19 @@ def test_a_sample_that_the_detector_cannot_take_is_named_before_the_fit(normals:
     monkeypatch.setattr("fake_detector.FakeDetector.prepare", prepare)
     with pytest.raises(ConfigError, match=r"010\.png: it shows no object"):
         run(job(normals), ModelStore(tmp_path / "models"))
+
+
+def test_a_lower_rate_than_the_first_clip_s_is_named_before_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hums = tmp_path / "hums"
+    hums.mkdir()
+    for n in range(12):
+        rate = {0: 16_000, 3: 48_000, 9: 8_000}.get(n, 16_000)
+        soundfile.write(hums / f"{n:02}.wav", np.full(rate, 0.1), rate)
+    monkeypatch.setattr("fake_detector.FakeDetector.modality", "sound")
+    monkeypatch.setattr("fake_detector.FakeDetector.prepare", lambda *_: None)
+    monkeypatch.setattr("fake_detector.FakeDetector.fit", lambda *_, **__: pytest.fail("fitted"))
+    with pytest.raises(ConfigError, match=r"09\.wav: sound at 8000 Hz, 00\.wav at 16000 Hz"):
+        run(job(hums), ModelStore(tmp_path / "models"))
 
 
 def test_what_does_not_repeat_is_never_promoted(normals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
