@@ -18,6 +18,7 @@ from connectors.memory.options import MemoryDeadLetterOptions, MemorySinkOptions
 from fake_detector import FakeOptions
 from fake_listener import RAISES, ListenerOptions
 from flow import running, until
+from monitor.commands.listen import line_of
 from monitor.evaluation.layouts import training_files
 from monitor.settings import DetectorSettings, SinkSettings
 from monitor.state import State
@@ -126,6 +127,7 @@ async def test_an_event_says_where_its_segment_lies(tmp_path, store_of):
         {**names, "position": "0", "segment": 0, "start": 0.0, "end": 10.0, "partial": False},
         {**names, "position": "10", "segment": 1, "start": 10.0, "end": 15.0, "partial": True},
     ]
+    assert [", partial" in line_of(event) for event in line.sink.events] == [False, True]
     assert [event["time"] for event in line.sink.events] == ["2023-11-14T22:13:20.000000Z", "2023-11-14T22:13:30.000000Z"]
     assert line.said == [("model_loaded", line.said[0][1])]  # that a recording ends is no news, but counted
     assert line.telemetry.count("segment_partial", "ended") == 1
