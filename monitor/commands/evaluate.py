@@ -69,7 +69,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
             write_report(evaluation, facts, arguments.report, progress)
     for name, value in facts.items():
-        if not isinstance(value, Mapping):
+        if value is not None and not isinstance(value, Mapping):
             print(f"{name}: {value}")
     _print_groups(facts)
     _print_scores(facts, evaluation.serving)

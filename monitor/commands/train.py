@@ -80,7 +80,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if told:
         served = float(told[manifest["options"]["score"]])
         doubt = "" if served >= 0.6 else ": it hardly tells them from normals; more or better normals, or more epochs, before you trust it"
-        print(f"synthetic defects: AUROC {served:.3f} by score {manifest['options']['score']}{doubt}")
+        print(f"synthetic faults: AUROC {served:.3f} by score {manifest['options']['score']}{doubt}")
     write_json(arguments.json, answer)
     return 0
 
