@@ -92,7 +92,8 @@ def _name(name: str, of: str) -> str:
 def _chunk(recording: str | None, offset: str | None, last: str | None) -> tuple[str | None, int, bool]:
     if not recording or not offset:
         if recording or offset or last:
-            raise BadSample("lying_header", f"a chunk says both recording and offset, this one recording {recording!r:.60} and offset {offset!r:.60}")
+            lacking = [name for name, said in (("recording", recording), ("offset", offset)) if not said]
+            raise BadSample("lying_header", f"a chunk says both recording and offset: {' and '.join(lacking)} missing")
         return None, 0, False
     if not _WHOLE.fullmatch(offset):
         raise BadSample("lying_header", f"offset {offset!r:.60} is no index of a sample: a whole number from 0 on, of at most 15 digits")
