@@ -103,7 +103,7 @@ class Preset:
 
 PRESETS: dict[Literal["paper", "cpu"], Preset] = {
     "paper": Preset(width=32, stride=1, scoring_stride=1, epochs=None, patience=60, steps=1, batch_size=512, mixed_precision=False),
-    "cpu": Preset(width=8, stride=32, scoring_stride=32, epochs=40, patience=6, steps=100, batch_size=8, mixed_precision=True),
+    "cpu": Preset(width=8, stride=32, scoring_stride=8, epochs=40, patience=6, steps=100, batch_size=8, mixed_precision=True),
 }
 
 
