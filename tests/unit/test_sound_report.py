@@ -115,8 +115,8 @@ def test_the_report_is_whole_and_needs_no_other_file(fan: Evaluation, report: Pa
     }
     rows = table(report / "scores.csv")
     assert [np.float32(row["score"]) for row in rows] == fan.scores.tolist()
-    assert rows[0] | {"file": "test/anomaly_id_00_00000000.wav", "id": "00", "defect": "anomaly", "anomalous": "1"} == rows[0]
-    assert (rows[-1]["id"], rows[-1]["defect"]) == ("02", "normal")
+    assert rows[0] | {"file": "test/anomaly_id_00_00000000.wav", "id": "00", "condition": "anomaly", "anomalous": "1"} == rows[0]
+    assert (rows[-1]["id"], rows[-1]["condition"]) == ("02", "normal")
 
 
 def test_maps_lie_where_the_fault_is(report: Path) -> None:
@@ -149,7 +149,7 @@ def test_sections_and_domains(clips: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "report" / "maps").exists()
     assert (tmp_path / "report" / "anomaly_score_gearbox_section_01_test.csv").exists()
     row = table(tmp_path / "report" / "scores.csv")[0]
-    assert (row["section"], row["domain"], row["defect"]) == ("00", "source", "anomaly")
+    assert (row["section"], row["domain"], row["condition"]) == ("00", "source", "anomaly")
 
 
 def test_histograms_of_many_scores_stay_on_a_page(fan: Evaluation, tmp_path: Path) -> None:
