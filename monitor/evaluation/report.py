@@ -87,7 +87,8 @@ def _write_scores(evaluation: Evaluation, path: Path) -> None:
     clips = [clip.columns for clip in labelled.clips or ()]
     with path.open("w", newline="", encoding="utf-8") as opened:
         table = csv.writer(opened)
-        table.writerow(["file", *(clips[0] if clips else ()), "condition" if clips else "defect", "anomalous", "score", "threshold", "alerted", "p_value", *evaluation.named])
+        about = [*clips[0], "condition"] if clips else ["defect"]
+        table.writerow(["file", *about, "anomalous", "score", "threshold", "alerted", "p_value", *evaluation.named])
         for index, score in enumerate(evaluation.scores):
             table.writerow(
                 [
