@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detectors.aegan_ad.networks import SIDE, Critic, Generator
 from detectors.aegan_ad.options import SCORES, AeganAdOptions, Map, Norm, Score
@@ -147,10 +148,14 @@ class AeganAdModel(nn.Module):
     def strange(self, spectra: Tensor, denoised: Tensor) -> Tensor:
         """Both (B, 128, T) -> a map of that shape, low pitch first: how many times the usual error of its band a place is off; or, as
         published, how far what was reconstructed lies from the training clips' mean, both on a scale from 0 to 1.
+
+        Frames that reach beyond the clip see zeros there, an edge that nobody can rebuild: they repeat the nearest one that does not.
         """
         if self.settings.map == "reference":
             return (denoised - self.reference[:, None]).abs() / 2
-        return (denoised - spectra).abs() / self.usual_error[:, None]
+        beyond = self.log_mel.n_fft // 2 // HOP
+        inside = (denoised - spectra)[:, :, beyond : spectra.shape[2] - beyond].abs() / self.usual_error[:, None]
+        return functional.pad(inside, (beyond, beyond), mode="replicate")
 
 
 def starts(frames: int, stride: int) -> Tensor:

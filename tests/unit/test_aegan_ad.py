@@ -302,6 +302,7 @@ def test_maps_are_the_obvious_ones_with_high_pitch_at_the_top(model: AeganAdMode
             expected = ((clean + 1) / 2 - (model.reference[:, None] + 1) / 2).abs()
         else:
             expected = (clean - spectrum).abs() / model.usual_error[:, None]
+            expected[:, :2], expected[:, -2:] = expected[:, 2:3], expected[:, -3:-2]  # they reach beyond the clip
         np.testing.assert_allclose(one[::-1], expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
