@@ -117,7 +117,7 @@ def line_of(event: Mapping[str, Any]) -> str:
     return (
         f"{event['time']} {kind} {data['stream']} {event['id']}: {score}"
         + (f", {data['supported']}" if "supported" in data else "")
-        + (", partial" if data["sample"].get("partial") else "")
+        + (", partial" if data.get("sample", {}).get("partial") else "")
         + (f" where: {where}" if where else "")
         + (f" and {more} more" if more > 0 else "")
     )
