@@ -141,8 +141,7 @@ class AeganAdModel(nn.Module):
             if maps:
                 strange = smooth(self.strange(spectra, denoised), settings.smoothing).flip(1).cpu().numpy()
         if any(name.startswith("D") for name in wanted):
-            compared = self.pool.scores(self.embed(spectra).cpu().numpy())
-            named |= {name: compared[name] for name in wanted if name.startswith("D")}
+            named |= self.pool.scores(self.embed(spectra).cpu().numpy(), wanted)
         return {name: named[name] for name in wanted}, strange
 
     def strange(self, spectra: Tensor, denoised: Tensor) -> Tensor:
