@@ -69,8 +69,8 @@ class AeganAd:
             with seeded(torch.device("cpu"), seed, "networks"):
                 model = AeganAdModel(self._settings(rate, lengths.most_common(1)[0][0], decibels), len(training))
             model.to(place)
-        learn = [model.scaled(one) for one in decibels]
-        aside = Windows([model.scaled(log_mel(torch.from_numpy(clip)[None].to(place))[0].cpu()) for clip in spare])
+            learn = [model.scaled(one) for one in decibels]
+            aside = Windows([model.scaled(log_mel(torch.from_numpy(clip)[None].to(place))[0].cpu()) for clip in spare])
         recipe = Recipe(
             epochs=preset.epochs or machine.epochs,
             patience=preset.patience,
