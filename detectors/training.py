@@ -192,3 +192,8 @@ class _Run:
 def copied(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """A network's state that later steps do not change."""
     return {name: value.detach().clone() for name, value in state.items()}
+
+
+def count(network: nn.Module) -> int:
+    """Its parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from detectors.aegan_ad.synthesis import fault
 from detectors.aegan_ad.training import History, Recipe, Windows, train
 from detectors.devices import choose_device, choose_precision, has_bf16, watched
 from detectors.inference import Arriving, Upload, made_fast
+from detectors.presets import overridden
 from detectors.spectrogram import LogMel, mono
 from detectors.synthesis import synthetic_auroc
-from detectors.training import seeded
+from detectors.training import count, seeded
 from monitor.errors import BadSample, ConfigError
 from monitor.ports import Progress
 from monitor.types import Axes, Batch, FloatArray, Sample, Scores, Segmentation
@@ -193,8 +194,7 @@ class AeganAd:
 
 def resolved(options: AeganAdOptions) -> Preset:
     """The preset, with what the options say instead."""
-    own = {field.name: getattr(options, field.name, None) for field in fields(Preset)}
-    return Preset(**(asdict(PRESETS[options.preset]) | {name: value for name, value in own.items() if value is not None}))
+    return overridden(PRESETS[options.preset], options)
 
 
 def clip_of(sample: Sample, rate: int) -> FloatArray:
@@ -229,8 +229,3 @@ def choose_score(model: AeganAdModel, held_out: Sequence[FloatArray], seed: int,
 def facts(history: History) -> dict[str, Any]:
     """What the manifest tells of a training."""
     return {"epochs": history.epochs} | {name: value for name, value in asdict(history).items() if name != "seconds"}
-
-
-def count(network: torch.nn.Module) -> int:
-    """Its parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())

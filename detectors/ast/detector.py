@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from detectors.devices import choose_device, choose_precision, has_bf16, watched
 from detectors.heatmap import AtSentSize, enlarged, smooth
 from detectors.images import stacked
 from detectors.inference import Arriving, Upload, made_fast
+from detectors.presets import overridden
 from detectors.synthesis import synthetic_auroc
-from detectors.training import History, Loss, Recipe, seeded, train
+from detectors.training import History, Loss, Recipe, count, seeded, train
 from monitor.errors import ConfigError, ModelRefused
 from monitor.ports import Progress
 from monitor.types import Batch, Sample, Scores
@@ -239,8 +240,7 @@ class Ast:
 
 def resolved(options: AstOptions) -> Preset:
     """The preset, with what the options say instead."""
-    own = {name.name: getattr(options, name.name, None) for name in fields(Preset)}
-    return replace(PRESETS[options.preset], **{name: value for name, value in own.items() if value is not None})
+    return overridden(PRESETS[options.preset], options)
 
 
 def settings_of(options: AstOptions, preset: Preset, backbone: Backbone | None) -> Settings:
@@ -290,10 +290,6 @@ def size(sample: Sample) -> tuple[int, int]:
     sensor = sample.depth if sample.image is None else sample.image
     assert sensor is not None
     return sensor.shape[0], sensor.shape[1]
-
-
-def count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def facts(history: History) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from detectors.devices import choose_device, choose_precision, has_bf16, watched
 from detectors.heatmap import AtSentSize, smooth, with_border, without_border
 from detectors.images import Pixels, as_unit, square_rgb, stacked
 from detectors.inference import Arriving, Upload, made_fast
+from detectors.presets import overridden
 from detectors.synthesis import defect, synthetic_auroc
-from detectors.training import History, Recipe, seeded, train
+from detectors.training import History, Recipe, count, seeded, train
 from monitor.errors import ConfigError, ModelRefused
 from monitor.ports import Progress
 from monitor.types import Batch, FloatArray, Sample, Scores
@@ -98,7 +99,7 @@ class Autoencoder:
             "options": asdict(preset) | asdict(self._settings),
             "synthetic_auroc": figures,
             **facts(history),
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "parameters": count(network),
             "training_images": len(training),
             "held_out_images": len(held_out),
             "seed": seed,
@@ -173,9 +174,7 @@ class Autoencoder:
 
 def resolved(options: AutoencoderOptions) -> Preset:
     """The preset, with what the options say instead. Raises ConfigError where they contradict each other."""
-    preset = PRESETS[options.preset, options.variant]
-    own = {name.name: getattr(options, name.name, None) for name in fields(Preset)}
-    preset = Preset(**(asdict(preset) | {name: value for name, value in own.items() if value is not None}))
+    preset = overridden(PRESETS[options.preset, options.variant], options)
     if preset.resolution - 2 * preset.border < 16:
         raise ConfigError(f"border: {preset.border} leaves nothing of {preset.resolution} pixels: expected at most {preset.resolution // 2 - 8}")
     return preset
