@@ -1,6 +1,11 @@
-"""Synthetic defects on normal images: to choose without labels what no normal image can tell apart, e.g. which score to use."""
+"""Synthetic anomalies on normal images: to train on, and to choose without labels what no normal image can tell apart, e.g. which score to use.
+
+A texture, changed by three augmenters, shines through where Perlin noise is high (DRAEM, Zavrtanik et al., ICCV 2021; RDNA, Liu et al.).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import cv2
@@ -9,24 +14,145 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from detectors.augmenters import Texture, augmented, turned
+from detectors.textures import TextureSource
 from monitor.ports import Progress
 from monitor.types import FloatArray
 
-KINDS = ("patch", "blob", "scratch", "smear")
+ROTATED = 0.3
+ANOMALOUS = 0.5
+LEVEL = 0.5
+"""Noise above it is the anomaly."""
+LARGEST_EXPONENT = 5
+"""Noise has 1 to 2^5 cells along each side."""
+LEAST_OPACITY = 0.2
+TRIES = 1000
+DENT = 1 / 16
+"""Share of the relief that a dent may cover at most."""
 DEFECTS = 200
 One = TypeVar("One")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Synthetic:
+    """A sample to train on: image and what it was without anomaly, (S, S, 3) float32 in [0, 1], and where they differ, (S, S)."""
+
+    image: FloatArray
+    clean: FloatArray
+    mask: NDArray[np.bool_]
+
+
+def synthetic(image: NDArray[Any], textures: TextureSource, random: Generator) -> Synthetic:
+    """One training sample of a normal image (S, S, 3), uint8 or float32 in [0, 1]; `textures` gives its size.
+
+    With probability 0.3 the image is turned by U(-90, 90) degrees, and with it the target. With probability 0.5 nothing else happens; of the others
+    one in twenty has an empty mask.
+    """
+    if random.random() < ROTATED:
+        image = turned(image, random.uniform(-90, 90))
+    clean: FloatArray = np.divide(image, 255, dtype=np.float32) if image.dtype == np.uint8 else image
+    height, width = clean.shape[:2]
+    if random.random() >= ANOMALOUS:
+        return Synthetic(image=clean, clean=clean, mask=np.zeros((height, width), np.bool_))
+    texture = augmented(textures(random), random)
+    mask = anomaly_mask(height, width, random)
+    return Synthetic(image=blended(clean, texture, mask, random.uniform(LEAST_OPACITY, 1)), clean=clean, mask=mask)
+
+
+def defect(image: FloatArray, textures: TextureSource, random: Generator) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """A normal image (H, W, 3) float32 in [0, 1] with one anomaly, and the mask (H, W) of where it is; never an empty one."""
+    height, width = image.shape[:2]
+    texture = augmented(textures(random), random)
+    for _ in range(TRIES):
+        mask = anomaly_mask(height, width, random)
+        if mask.any():
+            return blended(image, texture, mask, random.uniform(LEAST_OPACITY, 1)), mask
+    raise ValueError(f"an image of {image.shape} has no room for an anomaly")
+
+
+def blended(clean: FloatArray, texture: Texture, mask: NDArray[np.bool_], opacity: float) -> FloatArray:
+    """Inside the mask the texture, as far as it is opaque; elsewhere the very image."""
+    if texture.shape != clean.shape:
+        raise ValueError(f"an image of {clean.shape} needs textures of its size, got {texture.shape}")
+    image = clean.copy()
+    pixels, inside = image.reshape(-1, 3), np.flatnonzero(mask)
+    pixels[inside] = np.float32(1 - opacity) * pixels[inside] + np.float32(opacity / 255) * texture.reshape(-1, 3)[inside]
+    return image
+
+
+def anomaly_mask(height: int, width: int, random: Generator) -> NDArray[np.bool_]:
+    """(H, W): where Perlin noise, turned by U(-90, 90) degrees, is above 0.5; empty in one draw of twenty."""
+    rows, columns = 2 ** random.integers(0, LARGEST_EXPONENT + 1, 2)
+    noise = perlin(height, width, (int(rows), int(columns)), random)
+    return np.asarray(turned(noise, random.uniform(-90, 90)) > LEVEL)
+
+
+def perlin(height: int, width: int, cells: tuple[int, int], random: Generator) -> FloatArray:
+    """(H, W) gradient noise of one octave in [-1, 1], with so many cells down and across; pixel i of a side lies at i * cells / side.
+
+    The dot product of a gradient and the way to its corner, weighted by the fade, is a sum of products of one term of the row and one of the
+    column, so the whole plane is two matrix products.
+    """
+    angle = random.uniform(0, 2 * np.pi, (cells[0] + 1, cells[1] + 1))
+    down, down_away = _corners(height, cells[0])
+    across, across_away = _corners(width, cells[1])
+    noise = down @ np.cos(angle).astype(np.float32) @ across_away.T
+    noise += down_away @ np.sin(angle).astype(np.float32) @ across.T
+    noise *= np.float32(np.sqrt(2))
+    return noise
+
+
+@lru_cache(maxsize=64)
+def _corners(side: int, cells: int) -> tuple[FloatArray, FloatArray]:
+    """(side, cells + 1), twice: each pixel's weight at each corner, and that times the way from the corner, in cells."""
+    place = np.arange(side) * cells / side
+    cell = np.floor(place).astype(np.intp)
+    way = place - cell
+    fade = way**3 * (way * (6 * way - 15) + 10)
+    pixels = np.arange(side)
+    weight, away = np.zeros((2, side, cells + 1), np.float32)
+    weight[pixels, cell], weight[pixels, cell + 1] = 1 - fade, fade
+    away[pixels, cell], away[pixels, cell + 1] = (1 - fade) * way, fade * (way - 1)
+    return weight, away
+
+
+def dent(depth: FloatArray, inside: NDArray[np.bool_], random: Generator) -> FloatArray:
+    """A normal relief (H, W) in centimetres with one dent or bump of 1 to 6 mm, somewhere `inside`, where there must be something."""
+    places = np.argwhere(inside)
+    shape = np.zeros_like(depth)
+    while not (shape > 0.5).any():
+        shape = _patch(depth.shape, places[random.integers(len(places))], random) * inside
+    changed: FloatArray = depth + np.float32(random.choice((-1, 1)) * random.uniform(0.1, 0.6)) * shape
+    return changed
+
+
+def _patch(shape: tuple[int, ...], place: NDArray[np.intp], random: Generator) -> FloatArray:
+    """(H, W) in [0, 1]: one connected piece of an anomaly mask, softened, moved so that it lies on `place`; all 0 if there is none that fits."""
+    height, width = shape
+    mask = anomaly_mask(height, width, random)
+    pixels = np.argwhere(mask)
+    if not len(pixels):
+        return np.zeros(shape, np.float32)
+    pixel = pixels[random.integers(len(pixels))]
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8))
+    piece = (labels == labels[tuple(pixel)]).astype(np.float32)
+    if piece.mean() > DENT:
+        return np.zeros(shape, np.float32)
+    down, across = place - pixel
+    moved = cv2.warpAffine(piece, np.array([[1.0, 0, across], [0, 1.0, down]]), (width, height))
+    return np.asarray(cv2.GaussianBlur(moved, (0, 0), 1.0), np.float32)
+
+
 def synthetic_auroc(
     normals: Sequence[One],
-    damaged: Callable[[One, One, Generator], One],
+    damaged: Callable[[One, Generator], One],
     score: Callable[[One], Mapping[str, float]],
     seed: int,
     progress: Progress,
 ) -> dict[str, float]:
     """Image AUROC of each score: held-out normals against at least DEFECTS of them with a synthetic defect.
 
-    `damaged(normal, another, random)` draws one.
+    `damaged(normal, random)` draws one.
     """
     random = np.random.default_rng(seed)
     count = max(DEFECTS, len(normals))
@@ -34,85 +160,9 @@ def synthetic_auroc(
     for index in range(len(normals) + count):
         one = normals[index % len(normals)]
         if index >= len(normals):
-            one = damaged(one, normals[int(random.integers(len(normals)))], random)
+            one = damaged(one, random)
         for name, value in score(one).items():
             values.setdefault(name, []).append(value)
         progress("choose score", index + 1, len(normals) + count, {})
     labels = [0] * len(normals) + [1] * count
     return {name: float(roc_auc_score(labels, value)) for name, value in values.items()}
-
-
-def defect(image: FloatArray, other: FloatArray, random: Generator) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """A normal image with one defect drawn at random, and the mask of the pixels that it changed.
-
-    image, other: (H, W, 3) float32 in [0, 1]; `other`, a second normal image, lends the texture of patches.
-    patch: foreign texture, blended in. blob: noise of one colour. scratch: a thin broken line. smear: a soft dark or bright stain.
-    """
-    if image.shape != other.shape:
-        raise ValueError(f"images of one size are needed, got {image.shape} and {other.shape}")
-    height, width = image.shape[:2]
-    kind = random.choice(KINDS)
-    shape = _line(height, width, random) if kind == "scratch" else _region(height, width, random)
-    paint: NDArray[Any]
-    strength = random.uniform(0.25, 1.0)
-    if kind == "patch":
-        paint = np.roll(np.rot90(other, 2), random.integers(0, (height, width)), axis=(0, 1))
-    elif kind == "blob":
-        grain = _blurred(random.normal(0, 0.15, (height, width)), random.uniform(0.5, 2.0))
-        paint = random.uniform(0, 1, 3) + grain[..., None]
-    else:
-        dark = random.random() < 0.5
-        paint = np.full(image.shape, random.uniform(0.0, 0.3) if dark else random.uniform(0.7, 1.0))
-    if kind == "smear":
-        strength *= 0.7
-        shape = _blurred(shape, 0.02 * max(height, width))
-    weight = (strength * shape)[..., None]
-    changed = np.clip((1 - weight) * image + weight * paint, 0, 1).astype(np.float32)
-    mask = np.abs(changed - image).max(axis=2) > 2 / 255
-    return changed, mask
-
-
-def dent(depth: FloatArray, inside: NDArray[np.bool_], random: Generator) -> FloatArray:
-    """A normal relief (H, W) in centimetres with one dent or bump of 1 to 6 mm, somewhere `inside`, where there must be something."""
-    height, width = depth.shape
-    places = np.argwhere(inside)
-    shape = np.zeros_like(depth)
-    while not (shape > 0.5).any():
-        shape = _blurred(_region(height, width, random, places[random.integers(len(places))]), 1.0) * inside
-    changed: FloatArray = depth + np.float32(random.choice((-1, 1)) * random.uniform(0.1, 0.6)) * shape
-    return changed
-
-
-def _region(height: int, width: int, random: Generator, centre: NDArray[Any] | None = None) -> FloatArray:
-    """(H, W) in [0, 1]: an irregular patch, 4 to 25 % of the image's side across, around the pixel `centre`, else anywhere inside."""
-    grown = _blurred(random.normal(size=(height, width)), max(1.0, 0.02 * max(height, width)))
-    grown = grown / max(float(grown.std()), 1e-6)
-    rows, columns = np.mgrid[:height, :width]
-    y, x = random.uniform(0.1, 0.9, 2) * (height, width) if centre is None else centre
-    radius_y, radius_x = np.maximum(random.uniform(0.02, 0.125, 2) * (height, width), 1.0)
-    angle = random.uniform(0, np.pi)
-    along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
-    aside = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
-    distance = np.sqrt((along / radius_x) ** 2 + (aside / radius_y) ** 2)
-    inside = (distance + 0.25 * grown < 1).astype(np.float32)
-    return _blurred(inside, 0.7)
-
-
-def _line(height: int, width: int, random: Generator) -> FloatArray:
-    """(H, W) in [0, 1]: a line of 3 to 6 pieces that bends as it goes, about 1 % of the image's side thick."""
-    shape = np.zeros((height, width), np.float32)
-    side = max(height, width)
-    point = random.uniform(0.15, 0.85, 2) * (width, height)
-    angle = random.uniform(0, 2 * np.pi)
-    points = [point]
-    for _ in range(random.integers(3, 7)):
-        angle += random.normal(0, 0.4)
-        point = point + random.uniform(0.02, 0.08) * side * np.array([np.cos(angle), np.sin(angle)])
-        points.append(point)
-    thickness = max(1, round(side * random.uniform(0.004, 0.016)))
-    cv2.polylines(shape, [np.round(points).astype(np.int32)], isClosed=False, color=1.0, thickness=thickness)
-    return _blurred(shape, 0.5)
-
-
-def _blurred(plane: NDArray[Any], sigma: float) -> FloatArray:
-    return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma), np.float32)

@@ -216,7 +216,7 @@ def choose_score(model: AeganAdModel, held_out: Sequence[FloatArray], seed: int,
     """AUROC of each score: held-out normals, each (T,), against synthetic faults on them."""
     device = model.reference.device
 
-    def damaged(clip: FloatArray, _: FloatArray, random: Generator) -> FloatArray:
+    def damaged(clip: FloatArray, random: Generator) -> FloatArray:
         return fault(clip, model.settings.rate, random)
 
     def score(clip: FloatArray) -> dict[str, float]:

@@ -8,31 +8,30 @@ from detectors.ast.depth import Scan
 from detectors.ast.features import View
 from detectors.images import Pixels, resize, unit
 from detectors.synthesis import defect, dent
+from detectors.textures import procedural
 from monitor.types import FloatArray
 
 TRIES = 20
 """Defects that miss the foreground are drawn again so often: behind it none can be found."""
 
 
-def damaged(normal: View, other: View, random: Generator) -> View:
-    """A normal view with one defect drawn at random; `other`, a second normal, lends texture."""
+def damaged(normal: View, random: Generator) -> View:
+    """A normal view with one defect drawn at random."""
     if normal.scan is None:
         assert normal.pixels is not None
-        assert other.pixels is not None
-        return View(pixels=stained(normal.pixels, other.pixels, None, random), scan=None)
+        return View(pixels=stained(normal.pixels, None, random), scan=None)
     if normal.pixels is None or random.random() < 0.5:
         inside = foreground(normal.scan.mask, normal.scan.depth.shape)
         return View(pixels=normal.pixels, scan=Scan(dent(normal.scan.depth, inside, random), normal.scan.mask))
-    assert other.pixels is not None
-    return View(pixels=stained(normal.pixels, other.pixels, normal.scan.mask, random), scan=normal.scan)
+    return View(pixels=stained(normal.pixels, normal.scan.mask, random), scan=normal.scan)
 
 
-def stained(pixels: Pixels, other: Pixels, mask: FloatArray | None, random: Generator) -> Pixels:
+def stained(pixels: Pixels, mask: FloatArray | None, random: Generator) -> Pixels:
     """(S, S, 3) -> the same, of the same type; the defect lies at least partly on the foreground, of which the mask (g, g) tells."""
     inside = None if mask is None else foreground(mask, pixels.shape[:2])
-    image, texture = unit(pixels), unit(other)
+    image, textures = unit(pixels), procedural(*pixels.shape[:2])
     for _ in range(TRIES):
-        changed, where = defect(image, texture, random)
+        changed, where = defect(image, textures, random)
         if inside is None or (where & inside).any():
             break
     return np.round(changed * 255).astype(np.uint8) if pixels.dtype == np.uint8 else changed

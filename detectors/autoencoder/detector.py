@@ -23,6 +23,7 @@ from detectors.images import Pixels, as_unit, square_rgb, stacked
 from detectors.inference import Arriving, Upload, made_fast
 from detectors.presets import overridden
 from detectors.synthesis import defect, synthetic_auroc
+from detectors.textures import procedural
 from detectors.training import History, Recipe, count, seeded, train
 from monitor.errors import ConfigError, ModelRefused
 from monitor.ports import Progress
@@ -215,9 +216,10 @@ def scores(images: Tensor, reconstructions: Tensor, names: Sequence[Score], bord
 
 def choose_score(network: nn.Module, held_out: Tensor, border: int, seed: int, progress: Progress) -> dict[str, float]:
     """Image AUROC of each score: held-out normals (N, 3, S, S) against synthetic defects drawn on them."""
+    textures = procedural(*held_out.shape[2:])
 
-    def damaged(image: FloatArray, other: FloatArray, random: Generator) -> FloatArray:
-        changed, _ = defect(image, other, random)
+    def damaged(image: FloatArray, random: Generator) -> FloatArray:
+        changed, _ = defect(image, textures, random)
         return (np.round(changed * 255) / np.float32(255)) if held_out.dtype == torch.uint8 else changed
 
     @torch.inference_mode()
