@@ -24,15 +24,8 @@ def from_folder(folder: Path, side: int, seed: int) -> TextureSource:
 
     Reads them at once. Raises ConfigError where there is no folder, no image in it, or one that cannot be read.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"anomaly source {folder}: no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ConfigError(f"anomaly source {folder}: no image in it or below ({', '.join(sorted(SUFFIXES))})")
-    if len(paths) > MOST:
-        chosen = np.random.default_rng(seed).permutation(len(paths))[:MOST]
-        paths = [paths[index] for index in sorted(chosen)]
-    images = np.stack([_read(path, side) for path in paths])
+    paths = images_below(folder, MOST, seed)
+    images = np.stack([read_image(path, side) for path in paths])
     images.flags.writeable = False
 
     def draw(random: Generator) -> NDArray[np.uint8]:
@@ -56,24 +49,40 @@ def procedural(height: int, width: int) -> TextureSource:
     return draw
 
 
-def _read(path: Path, side: int) -> NDArray[np.uint8]:
+def images_below(folder: Path, most: int, seed: int) -> list[Path]:
+    """At most so many images in a folder or below it, drawn by the seed, in the order of their names. Raises ConfigError where there is none."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder of images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ConfigError(f"{folder}: no image in it or below ({', '.join(sorted(SUFFIXES))})")
+    drawn = np.random.default_rng(seed).permutation(len(paths))[:most]
+    return [paths[index] for index in sorted(drawn)]
+
+
+def read_image(path: Path, side: int) -> NDArray[np.uint8]:
+    """(side, side, 3) RGB, whatever its aspect: area means where it shrinks, linear where it grows. Raises ConfigError."""
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
     except (OSError, cv2.error) as error:
-        raise ConfigError(f"anomaly source {path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
     if image is None:
-        raise ConfigError(f"anomaly source {path}: is not an image that can be decoded")
+        raise ConfigError(f"{path}: not an image that can be decoded")
     shrinks = min(image.shape[:2]) >= side
     return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.uint8)
 
 
 def _coloured(field: FloatArray, random: Generator) -> NDArray[np.uint8]:
-    """(H, W) of any range -> (H, W, 3): its values from the lowest to the highest run through two to four colours."""
+    """(H, W) of any range -> (H, W, 3): its values from the lowest to the highest run through two to four colours.
+
+    They differ more in lightness than in hue, as those of materials do.
+    """
     count = int(random.integers(2, 5))
-    middle = random.uniform(0, 255, 3)
-    spread = random.uniform(0.2, 1.0)
-    colours = np.clip(middle + spread * (random.uniform(0, 255, (count, 3)) - middle), 0, 255)
+    contrast = random.uniform(50, 255)
+    lightness = random.uniform(0, 255 - contrast) + contrast * random.permutation(np.linspace(0, 1, count))
+    tint = random.exponential(30) * random.normal(size=3) + random.exponential(15) * random.normal(size=(count, 3))
+    colours = np.clip(lightness[:, None] + tint - tint.mean(axis=1, keepdims=True), 0, 255)
     stops = np.concatenate(([0], np.sort(random.uniform(20, 235, count - 2)), [255]))
     table = np.stack([np.interp(np.arange(256), stops, colours[:, channel]) for channel in range(3)], axis=1).astype(np.uint8)
     level = (255 * _level(field)).astype(np.uint8)
@@ -135,7 +144,7 @@ def _gradient(height: int, width: int, random: Generator) -> FloatArray:
     return _level(np.sqrt(y * y + x * x))
 
 
-PATTERNS = (_clouds, _stripes, _weave, _grain, _cells, _gradient)
+PATTERNS = (_clouds, _clouds, _stripes, _weave, _grain, _cells, _gradient)
 
 
 def _along(height: int, width: int, random: Generator, angle: float) -> FloatArray:
