@@ -27,8 +27,8 @@ LARGEST_EXPONENT = 5
 """Noise has 1 to 2^5 cells along each side."""
 LEAST_OPACITY = 0.2
 TRIES = 1000
-DENT = 1 / 16
-"""Share of the relief that a dent may cover at most."""
+DENT = (1 / 800, 1 / 16)
+"""Shares of the relief that a dent covers at least and at most."""
 DEFECTS = 200
 One = TypeVar("One")
 
@@ -136,7 +136,7 @@ def _patch(shape: tuple[int, ...], place: NDArray[np.intp], random: Generator) -
     pixel = pixels[random.integers(len(pixels))]
     _, labels = cv2.connectedComponents(mask.astype(np.uint8))
     piece = (labels == labels[tuple(pixel)]).astype(np.float32)
-    if piece.mean() > DENT:
+    if not DENT[0] <= piece.mean() <= DENT[1]:
         return np.zeros(shape, np.float32)
     down, across = place - pixel
     moved = cv2.warpAffine(piece, np.array([[1.0, 0, across], [0, 1.0, down]]), (width, height))

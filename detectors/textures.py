@@ -144,7 +144,9 @@ def _gradient(height: int, width: int, random: Generator) -> FloatArray:
     return _level(np.sqrt(y * y + x * x))
 
 
-PATTERNS = (_clouds, _clouds, _stripes, _weave, _grain, _cells, _gradient)
+Pattern = Callable[[int, int, Generator], FloatArray]
+"""Height and width -> (H, W) in [0, 1]."""
+PATTERNS: tuple[Pattern, ...] = (_clouds, _clouds, _stripes, _weave, _grain, _cells, _gradient)
 
 
 def _along(height: int, width: int, random: Generator, angle: float) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Shared parts of the detectors: images, heat maps, synthetic defects, devices."""
+"""Shared parts of the detectors: images, heat maps, devices."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,6 @@ import torch
 from detectors.devices import choose_device, choose_precision, is_loss, watched
 from detectors.heatmap import at_size, gaussian_kernel, smooth, with_border, without_border
 from detectors.images import resize, stacked
-from detectors.synthesis import defect
 from monitor.errors import ConfigError, DeviceLost
 
 
@@ -64,30 +63,6 @@ def test_a_batch_stays_8_bit_unless_one_of_it_is_not() -> None:
     mixed = stacked([low, np.full((4, 4, 3), 0.5, np.float32)])
     assert mixed.dtype == np.float32
     assert mixed[0, 0, 0, 0] == pytest.approx(0.2)
-
-
-def test_defects_are_seeded_seen_and_within_their_mask() -> None:
-    normal = np.full((96, 128, 3), 0.5, np.float32)
-    texture = np.random.default_rng(0).uniform(0, 1, (96, 128, 3)).astype(np.float32)
-    sizes = []
-    for seed in range(60):
-        changed, mask = defect(normal, texture, np.random.default_rng(seed))
-        again, _ = defect(normal, texture, np.random.default_rng(seed))
-        np.testing.assert_array_equal(changed, again)
-        assert changed.dtype == np.float32
-        assert changed.min() >= 0
-        assert changed.max() <= 1
-        assert np.abs(changed - normal)[~mask].max() <= 2 / 255
-        sizes.append(mask.mean())
-    assert np.median(sizes) > 0.002
-    assert max(sizes) < 0.25
-    assert np.mean(np.array(sizes) > 0) > 0.9
-    assert np.unique(sizes).size > 30
-
-
-def test_defects_need_images_of_one_size() -> None:
-    with pytest.raises(ValueError, match="one size"):
-        defect(np.zeros((8, 8, 3), np.float32), np.zeros((9, 9, 3), np.float32), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("name", ["", "cuda:x", "cuda:-1", "gpu", "cuda:400"])
