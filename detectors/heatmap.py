@@ -30,9 +30,9 @@ def filter_matrix(side: int, kernel: tuple[float, ...], device: torch.device, *,
     return torch.tensor(matrix, dtype=torch.float32, device=device)
 
 
-def gaussian_kernel(sigma: float) -> tuple[float, ...]:
-    """Weights of a Gaussian, cut at 10/3 sigma (sigma 3: the published 21) and normalised."""
-    radius = max(1, round(sigma * 10 / 3))
+def gaussian_kernel(sigma: float, radius: int | None = None) -> tuple[float, ...]:
+    """2 `radius` + 1 weights of a Gaussian, normalised; by default cut at 10/3 sigma (sigma 3: the published 21)."""
+    radius = max(1, round(sigma * 10 / 3)) if radius is None else radius
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return tuple(float(weight) for weight in weights / weights.sum())
 

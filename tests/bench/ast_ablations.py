@@ -13,7 +13,6 @@ are computed in fp32; seconds of training are those of features, teacher and stu
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,15 +20,10 @@ from typing import Any
 
 import torch
 
+from ablation import markdown, read, trained_and_evaluated
 from detectors.ast.detector import resolved
 from detectors.ast.options import AstOptions
-from monitor.commands.progress import shown
-from monitor.evaluation.evaluate import evaluate
-from monitor.evaluation.layouts import labelled_files, training_files
-from monitor.reference import load_detector
-from monitor.store import ModelStore
-from monitor.telemetry import Telemetry, configure_logging
-from monitor.training import Job, train
+from monitor.telemetry import configure_logging
 
 BASE: Mapping[str, Any] = {"preset": "cpu", "resolution": 256}
 """Two levels, a convolutional student, positional encoding; teacher 64 and student 256 wide."""
@@ -43,38 +37,12 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "one_level": {"blocks": (19,), "stride": 32},  # as published: the last level, as it comes
     "three_levels": {"blocks": (6, 14, 19)},
 }
-PROBABILITY = 0.01
-BATCH = 16
 
 
 def measure(identity: Mapping[str, Any], options: AstOptions, data: Path, device: str) -> dict[str, Any]:
     """One training and evaluation -> one line of the results."""
-    category = identity["category"]
-    telemetry = Telemetry()
-    with tempfile.TemporaryDirectory(prefix="ast-ablation-") as folder, shown() as progress:
-        maps = Path(folder) / "maps"
-        maps.mkdir()
-        job = Job(
-            name="ablation",
-            kind="ast",
-            options=options,
-            files=training_files("mvtec", data, category),
-            seed=identity["seed"],
-            device=device,
-            false_alarm_probability=PROBABILITY,
-            max_batch_size=BATCH,
-        )
-        version = train(job, store=ModelStore(Path(folder) / "models"), progress=progress, report=telemetry.report).version
-        figures = evaluate(
-            load_detector(version, device=device, precision="fp32", report=telemetry.report),
-            version,
-            labelled_files("mvtec", data, category),
-            false_alarm_probability=PROBABILITY,
-            max_batch_size=BATCH,
-            folder=maps,
-            progress=progress,
-        ).figures()
-        manifest = version.manifest
+    where = {"seed": identity["seed"], "device": device, "precision": "fp32"}
+    figures, manifest = trained_and_evaluated("ast", options, data, identity["category"], **where)
     fit = manifest["fit"]
     return {
         **identity,
@@ -90,7 +58,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row per line; image AUROC of every score, the one that was chosen without labels marked with *."""
     scores = list(lines[0]["figures"]["scores"])
     head = ["setting", "epochs", "seed", *scores, "pixel AUROC", "AUPRO", "training", "teacher held out", "student held out"]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for line in lines:
         figures = line["figures"]
         rows.append(
@@ -106,11 +74,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
                 f"{line['held_out']['student']:.4f}",
             ]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return markdown(rows)
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import detectors.synthesis
 from detectors.aegan_ad.options import PRESETS as AEGAN_AD_PRESETS
 from detectors.ast.options import PRESETS
+from detectors.rdna.options import PRESETS as RDNA_PRESETS
 from monitor.errors import BadSample, ConfigError, ModelRefused
 from monitor.ports import Detector
 from monitor.registry import kinds, options_class, resolve
@@ -24,6 +25,7 @@ from monitor.types import Batch, FloatArray, Sample, Scores
 AST = {"backbone": "efficientnet_lite2", "blocks": (2, 6), "resolution": 64, "stride": 8, "teacher_width": 8, "student_width": 16}
 AST |= {"teacher_epochs": 3, "student_epochs": 3, "batch_size": 4, "learning_rate": 1e-3}
 AEGAN_AD = {"width": 4, "epochs": 3, "batch_size": 6, "stride": 128, "scoring_stride": 24}
+RDNA = {"width": 4, "resolution": 32, "epochs": 3, "batch_size": 4, "learning_rate": 3e-3, "score_window": 5}
 CASES: dict[str, list[dict[str, Any]]] = {
     "autoencoder": [
         {"variant": "baseline", "resolution": 32, "epochs": 3, "batch_size": 4, "border": 2, "smoothing": 1.0, "map": "ssim"},
@@ -39,6 +41,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {**AEGAN_AD, "machine": "dcase2020_fan"},
         {**AEGAN_AD, "machine": "dcase2022_gearbox", "preset": "paper", "score": "D_knn", "map": "reference"},
     ],
+    "rdna": [
+        {**RDNA, "weights": "held_out", "smoothing": 1.0},
+        {**RDNA, "preset": "paper", "score": "auto", "adversarial_reconstruction": 0.01, "adversarial_segmentation": 0.01},
+    ],
 }
 """kind -> options small enough to be trained in seconds on CPU; every variant of a kind is one entry."""
 
@@ -46,6 +52,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "autoencoder": {"resolution": 64, "border": 0},
     "ast": {"resolution": 128, "stride": 32, "blocks": (4,), "teacher_width": 4, "student_width": 8, "clamp": 1.0, "smoothing": 2.0},
     "aegan_ad": {"width": 8, "scoring_stride": 7, "machine": "dcase2022_fan", "score": "D_cos", "map": "reference", "smoothing": 0.0},
+    "rdna": {"width": 8, "resolution": 64, "score": "max", "score_window": 3, "smoothing": 2.0},
 }
 """kind -> options that would score otherwise, but that those in a model's folder outweigh."""
 
@@ -184,6 +191,8 @@ def short() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detectors.synthesis, "DEFECTS", 20)
         patch.setitem(PRESETS, "cpu", replace(PRESETS["cpu"], steps=6))
+        for preset, settings in RDNA_PRESETS.items():  # a place is only marked by a network that has learnt to
+            patch.setitem(RDNA_PRESETS, preset, replace(settings, steps=60))
         patch.setitem(AEGAN_AD_PRESETS, "cpu", replace(AEGAN_AD_PRESETS["cpu"], steps=2))
         yield
 
