@@ -54,7 +54,7 @@ def synthetic(image: NDArray[Any], textures: TextureSource, random: Generator) -
     height, width = clean.shape[:2]
     if random.random() >= ANOMALOUS:
         return Synthetic(image=clean, clean=clean, mask=np.zeros((height, width), np.bool_))
-    texture = augmented(textures(random), random)
+    texture = painted(clean, textures, random)
     mask = anomaly_mask(height, width, random)
     return Synthetic(image=blended(clean, texture, mask, random.uniform(LEAST_OPACITY, 1)), clean=clean, mask=mask)
 
@@ -62,12 +62,19 @@ def synthetic(image: NDArray[Any], textures: TextureSource, random: Generator) -
 def defect(image: FloatArray, textures: TextureSource, random: Generator) -> tuple[FloatArray, NDArray[np.bool_]]:
     """A normal image (H, W, 3) float32 in [0, 1] with one anomaly, and the mask (H, W) of where it is; never an empty one."""
     height, width = image.shape[:2]
-    texture = augmented(textures(random), random)
+    texture = painted(image, textures, random)
     for _ in range(TRIES):
         mask = anomaly_mask(height, width, random)
         if mask.any():
             return blended(image, texture, mask, random.uniform(LEAST_OPACITY, 1)), mask
     raise ValueError(f"an image of {image.shape} has no room for an anomaly")
+
+
+def painted(image: FloatArray, textures: TextureSource, random: Generator) -> Texture:
+    """A texture, changed by three augmenters. Grey for a grey image: colour alone would give every anomaly away, and no real one."""
+    texture = augmented(textures(random), random)
+    grey = np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])
+    return np.asarray(cv2.cvtColor(cv2.cvtColor(texture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8) if grey else texture
 
 
 def blended(clean: FloatArray, texture: Texture, mask: NDArray[np.bool_], opacity: float) -> FloatArray:

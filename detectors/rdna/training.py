@@ -37,7 +37,7 @@ TEXTURES_COMPARED = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Adam for every network, at `learning_rate`, which is multiplied by FALL after each of MILESTONES of all epochs.
+    """Adam for every network, at `learning_rate`, which is multiplied by FALL after each of MILESTONES of all steps.
 
     An epoch is one pass over the images, or as many and parts of one as make `steps`. `weights` of the last epoch are kept, or
     those with the lowest held-out loss. A weight of 0: no such discriminator.
@@ -52,9 +52,9 @@ class Recipe:
     weights: Weights
     mixed_precision: bool
 
-    def rate(self, epoch: int) -> float:
-        """In the epoch of that number, from 1."""
-        return self.learning_rate * FALL ** sum(epoch - 1 >= share * self.epochs for share in MILESTONES)
+    def rate(self, done: float) -> float:
+        """After the share `done` of all steps. The original counts epochs, so that for 4 of them none of its milestones comes."""
+        return self.learning_rate * FALL ** sum(done >= share for share in MILESTONES)
 
 
 @dataclass(slots=True)
@@ -167,16 +167,20 @@ class Run:
     def learn(self, training: Samples, epoch: int) -> dict[str, float]:
         """One epoch. Returns the means of History's figures."""
         recipe = self.recipe
-        for optimizer in (self.optimizer, *(one.optimizer for one in self.adversaries.values())):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(epoch)
         self.networks.train()
         steps = max(math.ceil(len(training.images) / recipe.batch_size), recipe.steps)
         totals: dict[str, Tensor] = {}
-        for drawn in training.epoch(epoch, steps, recipe.batch_size):
+        for step, drawn in enumerate(training.epoch(epoch, steps, recipe.batch_size)):
+            self.follow(recipe.rate((epoch - 1 + step / steps) / recipe.epochs))
             for name, value in self.step(*drawn.here()).items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value
         return {name: float(total) / steps for name, total in totals.items()}
+
+    def follow(self, rate: float) -> None:
+        """Every optimizer at this learning rate from now on."""
+        for optimizer in (self.optimizer, *(one.optimizer for one in self.adversaries.values())):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def step(self, images: Tensor, clean: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """images, clean (B, 3, S, S), masks (B, 1, S, S) -> History's figures, of this batch."""

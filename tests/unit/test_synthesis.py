@@ -174,7 +174,7 @@ def test_textures_must_have_the_size_of_the_image() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(96, 128), (64, 64), (9, 8)])
 def test_defects_are_seeded_within_their_mask_and_never_missing(height: int, width: int) -> None:
-    normal = np.full((height, width, 3), 0.5, np.float32)
+    normal = np.full((height, width, 3), (0.5, 0.4, 0.5), np.float32)
     textures = procedural(height, width)
     sizes, changes = [], []
     for seed in range(150):
@@ -191,7 +191,17 @@ def test_defects_are_seeded_within_their_mask_and_never_missing(height: int, wid
     assert max(sizes) < 0.5
     assert np.unique(sizes).size > 10
     assert np.mean(np.array(changes) > 0.05) > 0.9
-    assert (normal == 0.5).all()
+    assert (normal == np.float32((0.5, 0.4, 0.5))).all()
+
+
+def test_anomalies_on_grey_images_are_grey() -> None:
+    grey = np.repeat(IMAGE[..., :1], 3, axis=2)
+    drawn = samples(40, grey)
+    assert any(one.mask.any() for one in drawn)
+    assert all((one.image == one.image[..., :1]).all() for one in drawn)
+    assert any((one.image != one.image[..., :1]).any() for one in samples(40))
+    changed, _ = defect(np.full((32, 32, 3), 0.5, np.float32), procedural(32, 32), np.random.default_rng(1))
+    assert (changed == changed[..., :1]).all()
 
 
 def test_one_pixel_has_no_room_for_a_defect() -> None:
