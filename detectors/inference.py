@@ -14,7 +14,8 @@ from detectors.images import Pixels
 def made_fast(network: nn.Module, *, device: torch.device, precision: str, exact: Iterable[str]) -> None:
     """Changes `network` in place for inference only, on `device`; the modules named in `exact` ("enc1.0") stay fp32.
 
-    They MUST hold the last layer; the first, where a score compares with the input: rounding either shifts every score.
+    They MUST hold the last layer; the first, where a score compares with the input: rounding either shifts every score. Every layer takes
+    its input in its own precision, so that exact ones may stand anywhere.
     """
     network.eval().requires_grad_(False)
     fuse(network)
@@ -23,6 +24,14 @@ def made_fast(network: nn.Module, *, device: torch.device, precision: str, exact
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point() and id(tensor) not in kept:
             tensor.data = tensor.data.to(PRECISIONS[precision])
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            module.register_forward_pre_hook(_in_its_precision)
+
+
+def _in_its_precision(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    weight = module.get_parameter("weight")
+    return tuple(one.to(weight.dtype) for one in inputs)
 
 
 def fuse(network: nn.Module) -> None:

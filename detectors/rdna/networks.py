@@ -59,7 +59,7 @@ class ReconstructiveNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) fp32 -> the same shape, always fp32."""
-        return exact(self.out, self.decoder(self.encoder(images.to(dtype_of(self.encoder)))))
+        return exact(self.out, self.decoder(self.encoder(images)))
 
 
 class SegmentationNetwork(nn.Module):
@@ -84,12 +84,9 @@ class SegmentationNetwork(nn.Module):
         self.out = nn.Conv2d(w, 2, 3, padding=1)  # 2 x 256
 
     def forward(self, reconstructions: Tensor, images: Tensor) -> Tensor:
-        """Both (B, 3, H, W) fp32 -> logits (B, 2, H, W) of normal and anomalous, always fp32.
-
-        The first convolution may stay fp32 beside half precision weights: it is what compares the two.
-        """
+        """Both (B, 3, H, W) fp32 -> logits (B, 2, H, W) of normal and anomalous, always fp32."""
         first, *rest = self.b1
-        s1 = first(torch.cat((reconstructions, images), dim=1)).to(dtype_of(self.b2))
+        s1 = first(torch.cat((reconstructions, images), dim=1)).float()  # normalised as exactly as can be: the two differ little
         for layer in rest:
             s1 = layer(s1)
         s2 = self.b2(self.pool(s1))
@@ -135,10 +132,6 @@ def initialised(network: nn.Module) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)
-
-
-def dtype_of(network: nn.Module) -> torch.dtype:
-    return next(network.parameters()).dtype
 
 
 def exact(layer: nn.Module, features: Tensor) -> Tensor:
