@@ -15,7 +15,7 @@ from detectors.images import Pixels, as_unit, square_rgb, stacked, unit
 from detectors.inference import Upload, made_fast
 from detectors.model_folder import read_network, save_network
 from detectors.presets import overridden
-from detectors.rdna.model import EXACT, RdnaModel, Settings, built, named_scores
+from detectors.rdna.model import EXACT, RdnaModel, Settings, checked, named_scores
 from detectors.rdna.networks import initialised
 from detectors.rdna.options import PRESETS, SCORES, Preset, RdnaOptions
 from detectors.rdna.samples import Samples
@@ -98,7 +98,7 @@ class Rdna:
         """Raises ModelRefused where `folder` holds no model of this kind."""
         place = choose_device(device)
         precision = choose_precision(precision, place)
-        model = read_network(folder, "rdna", built)
+        _, model = read_network(folder, "rdna", checked, RdnaModel)
         with watched(place):
             made_fast(model, device=place, precision=precision, exact=EXACT)
             self._model, self._upload = model, Upload(place)

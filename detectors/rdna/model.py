@@ -45,11 +45,11 @@ class RdnaModel(nn.ModuleDict):
         return anomalous(self(images)[1])[:, 0]
 
 
-def built(saved: Mapping[str, Any]) -> RdnaModel:
-    """Of Settings as they were saved. Raises TypeError or ValueError where no option could have led to them."""
+def checked(saved: Mapping[str, Any]) -> Settings:
+    """As they were saved. Raises TypeError or ValueError where no option could have led to them."""
     settings = Settings(**saved)
     RdnaOptions.model_validate(saved)
-    return RdnaModel(settings)
+    return settings
 
 
 def anomalous(logits: Tensor) -> Tensor:
