@@ -6,7 +6,7 @@ A texture, changed by three augmenters, shines through where Perlin noise is hig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from detectors.augmenters import Texture, augmented, turned
+from detectors.images import Pixels, unit
 from detectors.textures import TextureSource
 from monitor.ports import Progress
 from monitor.types import FloatArray
@@ -42,7 +43,7 @@ class Synthetic:
     mask: NDArray[np.bool_]
 
 
-def synthetic(image: NDArray[Any], textures: TextureSource, random: Generator) -> Synthetic:
+def synthetic(image: Pixels, textures: TextureSource, random: Generator) -> Synthetic:
     """One training sample of a normal image (S, S, 3), uint8 or float32 in [0, 1]; `textures` gives its size.
 
     With probability 0.3 the image is turned by U(-90, 90) degrees, and with it the target. With probability 0.5 nothing else happens; of the others
@@ -50,7 +51,7 @@ def synthetic(image: NDArray[Any], textures: TextureSource, random: Generator) -
     """
     if random.random() < ROTATED:
         image = turned(image, random.uniform(-90, 90))
-    clean: FloatArray = np.divide(image, 255, dtype=np.float32) if image.dtype == np.uint8 else image
+    clean = unit(image)
     height, width = clean.shape[:2]
     if random.random() >= ANOMALOUS:
         return Synthetic(image=clean, clean=clean, mask=np.zeros((height, width), np.bool_))
@@ -59,14 +60,16 @@ def synthetic(image: NDArray[Any], textures: TextureSource, random: Generator) -
     return Synthetic(image=blended(clean, texture, mask, random.uniform(LEAST_OPACITY, 1)), clean=clean, mask=mask)
 
 
-def defect(image: FloatArray, textures: TextureSource, random: Generator) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """A normal image (H, W, 3) float32 in [0, 1] with one anomaly, and the mask (H, W) of where it is; never an empty one."""
+def defect(image: Pixels, textures: TextureSource, random: Generator) -> tuple[Pixels, NDArray[np.bool_]]:
+    """A normal image (H, W, 3), uint8 or float32 in [0, 1], with one anomaly, and the mask (H, W) of where it is; never an empty one."""
     height, width = image.shape[:2]
-    texture = painted(image, textures, random)
+    clean = unit(image)
+    texture = painted(clean, textures, random)
     for _ in range(TRIES):
         mask = anomaly_mask(height, width, random)
         if mask.any():
-            return blended(image, texture, mask, random.uniform(LEAST_OPACITY, 1)), mask
+            changed = blended(clean, texture, mask, random.uniform(LEAST_OPACITY, 1))
+            return np.round(changed * 255).astype(np.uint8) if image.dtype == np.uint8 else changed, mask
     raise ValueError(f"an image of {image.shape} has no room for an anomaly")
 
 

@@ -1,13 +1,11 @@
 """What a trained model holds, saved and read; waveforms -> windows -> scores and maps."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,6 +13,7 @@ from detectors.aegan_ad.networks import SIDE, Critic, Generator
 from detectors.aegan_ad.options import SCORES, AeganAdOptions, Map, Norm, Score
 from detectors.aegan_ad.scores import Pool, Residuals, clip_scores, residuals, window_distances
 from detectors.heatmap import smooth
+from detectors.model_folder import read_network, save_network
 from detectors.spectrogram import LogMel
 from monitor.errors import ModelRefused
 from monitor.types import FloatArray
@@ -172,28 +171,22 @@ def blocks(spectra: Tensor, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def save_model(folder: Path, model: AeganAdModel) -> None:
     """weights.safetensors and detector.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, folder / "weights.safetensors")
-    head = {"kind": "aegan_ad", "format": 1, "clips": len(model.embeddings)}
-    (folder / "detector.json").write_text(json.dumps(head | asdict(model.settings), indent=2) + "\n")
+    save_network(folder, "aegan_ad", {"clips": len(model.embeddings)} | asdict(model.settings), model)
 
 
 def read_model(folder: Path) -> AeganAdModel:
-    """What `save_model` wrote. Raises ModelRefused for anything else, before memory is taken for what its settings only claim."""
+    """What `save_model` wrote. Raises ModelRefused for anything else, and for what clips cannot be compared with."""
+    _, model = read_network(folder, "aegan_ad", checked, lambda settings_and_clips: AeganAdModel(*settings_and_clips))
     try:
-        saved = json.loads((folder / "detector.json").read_text())
-        if saved.pop("kind") != "aegan_ad" or saved.pop("format") != 1:
-            raise ModelRefused(f"{folder}: not an AEGAN-AD of format 1")
-        clips, settings = saved.pop("clips"), Settings(**saved)
-        AeganAdOptions.model_validate({name: value for name, value in saved.items() if name in AeganAdOptions.model_fields})
-        weights = load_file(folder / "weights.safetensors")
-        with torch.device("meta"):
-            claimed = {name: value.shape for name, value in AeganAdModel(settings, clips).state_dict().items()}
-        if claimed != {name: value.shape for name, value in weights.items()}:
-            raise ValueError("its weights are those of other settings")
-        model = AeganAdModel(settings, clips)
-        model.load_state_dict(weights)
         model.gather()
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelRefused(f"{folder} holds no AEGAN-AD: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise ModelRefused(f"{folder} holds no model of aegan_ad: {error}") from error
     return model
+
+
+def checked(saved: Mapping[str, Any]) -> tuple[Settings, int]:
+    """Settings as they were saved, and the number of clips. Raises KeyError, TypeError or ValueError where no option could have led to them."""
+    own = {name: value for name, value in saved.items() if name != "clips"}
+    settings = Settings(**own)
+    AeganAdOptions.model_validate({name: value for name, value in own.items() if name in AeganAdOptions.model_fields})
+    return settings, saved["clips"]

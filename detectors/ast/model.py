@@ -1,21 +1,19 @@
 """Teacher, student and what both are told: from features to the distance at each position, and its scores. Saved as one model."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from detectors.ast.features import DEPTH_CHANNELS
 from detectors.ast.networks import ENCODING, ConvolutionalStudent, Flow, positional_encoding, student_loss, teacher_loss
 from detectors.ast.options import AstOptions, BackboneName, Mode, Score, Student
 from detectors.backbones import levels
-from monitor.errors import ConfigError, ModelRefused
+from detectors.model_folder import read_network, save_network
 
 SCORES: tuple[Score, ...] = ("mean", "top_10", "top_1", "max")
 SHARES = {"top_10": 0.1, "top_1": 0.01}
@@ -120,29 +118,18 @@ def named_scores(distances: Tensor, names: Sequence[Score]) -> dict[str, Tensor]
 
 def save_model(folder: Path, settings: Settings, pair: Pair) -> None:
     """weights.safetensors and detector.json. The backbone stays where it is; its hash is written down."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.cpu().contiguous() for name, value in pair.state_dict().items()}, folder / "weights.safetensors")
-    (folder / "detector.json").write_text(json.dumps({"kind": "ast", "format": 1} | asdict(settings), indent=2) + "\n")
+    save_network(folder, "ast", asdict(settings), pair)
 
 
 def read_model(folder: Path) -> tuple[Settings, Pair]:
-    """What `save_model` wrote. Raises ModelRefused for anything else, before memory is taken for what its settings only claim."""
-    try:
-        saved: Mapping[str, object] = json.loads((folder / "detector.json").read_text())
-        facts = dict(saved)
-        if facts.pop("kind") != "ast" or facts.pop("format") != 1:
-            raise ModelRefused(f"{folder}: not an AST model of format 1")
-        settings = Settings(**(facts | {"blocks": tuple(saved["blocks"])}))  # type: ignore[arg-type]
-        AstOptions.model_validate({name: value for name, value in facts.items() if name in AstOptions.model_fields})
-        if settings.resolution not in [stride * settings.grid for stride in (8, 16, 32)]:
-            raise ValueError(f"a grid of {settings.grid} at {settings.resolution} pixels")
-        weights = load_file(folder / "weights.safetensors")
-        with torch.device("meta"):
-            claimed = {name: value.shape for name, value in Pair(settings).state_dict().items()}
-        if claimed != {name: value.shape for name, value in weights.items()}:
-            raise ValueError("its weights are those of other settings")
-        pair = Pair(settings)
-        pair.load_state_dict(weights)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
-        raise ModelRefused(f"{folder} holds no AST model: {error}") from error
-    return settings, pair
+    """What `save_model` wrote. Raises ModelRefused for anything else."""
+    return read_network(folder, "ast", checked, Pair)
+
+
+def checked(saved: Mapping[str, Any]) -> Settings:
+    """As they were saved. Raises KeyError, TypeError or ValueError where no option could have led to them."""
+    settings = Settings(**(dict(saved) | {"blocks": tuple(saved["blocks"])}))
+    AstOptions.model_validate({name: value for name, value in saved.items() if name in AstOptions.model_fields})
+    if settings.resolution not in [stride * settings.grid for stride in (8, 16, 32)]:
+        raise ValueError(f"a grid of {settings.grid} at {settings.resolution} pixels")
+    return settings

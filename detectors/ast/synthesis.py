@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from detectors.ast.depth import Scan
 from detectors.ast.features import View
-from detectors.images import Pixels, resize, unit
+from detectors.images import Pixels, resize
 from detectors.synthesis import defect, dent
 from detectors.textures import procedural
 from monitor.types import FloatArray
@@ -29,12 +29,12 @@ def damaged(normal: View, random: Generator) -> View:
 def stained(pixels: Pixels, mask: FloatArray | None, random: Generator) -> Pixels:
     """(S, S, 3) -> the same, of the same type; the defect lies at least partly on the foreground, of which the mask (g, g) tells."""
     inside = None if mask is None else foreground(mask, pixels.shape[:2])
-    image, textures = unit(pixels), procedural(*pixels.shape[:2])
+    textures = procedural(*pixels.shape[:2])
     for _ in range(TRIES):
-        changed, where = defect(image, textures, random)
+        changed, where = defect(pixels, textures, random)
         if inside is None or (where & inside).any():
             break
-    return np.round(changed * 255).astype(np.uint8) if pixels.dtype == np.uint8 else changed
+    return changed
 
 
 def foreground(mask: FloatArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -1,6 +1,5 @@
 """The autoencoder family as a detector: how badly an image is reconstructed is how strange it is."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import Generator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from detectors.autoencoder.networks import AutoencoderNetwork
@@ -21,11 +18,12 @@ from detectors.devices import choose_device, choose_precision, has_bf16, watched
 from detectors.heatmap import AtSentSize, smooth, with_border, without_border
 from detectors.images import Pixels, as_unit, square_rgb, stacked
 from detectors.inference import Arriving, Upload, made_fast
+from detectors.model_folder import read_network, save_network
 from detectors.presets import overridden
 from detectors.synthesis import defect, synthetic_auroc
 from detectors.textures import procedural
 from detectors.training import History, Recipe, count, seeded, train
-from monitor.errors import ConfigError, ModelRefused
+from monitor.errors import ConfigError
 from monitor.ports import Progress
 from monitor.types import Batch, FloatArray, Sample, Scores
 
@@ -113,10 +111,7 @@ class Autoencoder:
         """weights.safetensors and detector.json, after fit."""
         if self._network is None or self._settings is None:
             raise RuntimeError("nothing to save: fit comes first")
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.cpu().contiguous() for name, value in self._network.state_dict().items()}
-        save_file(weights, folder / "weights.safetensors")
-        (folder / "detector.json").write_text(json.dumps({"kind": "autoencoder", "format": 1} | asdict(self._settings), indent=2) + "\n")
+        save_network(folder, "autoencoder", asdict(self._settings), self._network)
 
     def load(self, folder: Path, *, device: str, precision: str) -> None:
         """Raises ModelRefused where `folder` holds no model of this kind."""
@@ -215,20 +210,19 @@ def scores(images: Tensor, reconstructions: Tensor, names: Sequence[Score], bord
 
 
 def choose_score(network: nn.Module, held_out: Tensor, border: int, seed: int, progress: Progress) -> dict[str, float]:
-    """Image AUROC of each score: held-out normals (N, 3, S, S) against synthetic defects drawn on them."""
+    """Image AUROC of each score: held-out normals (N, 3, S, S) against synthetic anomalies on them."""
     textures = procedural(*held_out.shape[2:])
 
-    def damaged(image: FloatArray, random: Generator) -> FloatArray:
+    def damaged(image: Pixels, random: Generator) -> Pixels:
         changed, _ = defect(image, textures, random)
-        return (np.round(changed * 255) / np.float32(255)) if held_out.dtype == torch.uint8 else changed
+        return changed
 
     @torch.inference_mode()
-    def score(image: FloatArray) -> dict[str, float]:
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(held_out.device)
+    def score(image: Pixels) -> dict[str, float]:
+        pixels = as_unit(torch.from_numpy(image).permute(2, 0, 1)[None].to(held_out.device))
         return {name: float(value) for name, value in scores(pixels, network(pixels), SCORES, border).items()}
 
-    normals = [as_unit(image[None])[0].permute(1, 2, 0).cpu().numpy() for image in held_out]
-    return synthetic_auroc(normals, damaged, score, seed, progress)
+    return synthetic_auroc(list(held_out.permute(0, 2, 3, 1).cpu().numpy()), damaged, score, seed, progress)
 
 
 def facts(history: History) -> dict[str, Any]:
@@ -243,13 +237,11 @@ def facts(history: History) -> dict[str, Any]:
 
 def read_model(folder: Path) -> tuple[Settings, AutoencoderNetwork]:
     """What `save` wrote. Raises ModelRefused for anything else."""
-    try:
-        saved = json.loads((folder / "detector.json").read_text())
-        if saved.pop("kind") != "autoencoder" or saved.pop("format") != 1:
-            raise ModelRefused(f"{folder}: not an autoencoder of format 1")
-        settings = Settings(**saved)
-        network = AutoencoderNetwork(settings.variant)
-        network.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelRefused(f"{folder} holds no autoencoder: {error}") from error
-    return settings, network
+    return read_network(folder, "autoencoder", checked, lambda settings: AutoencoderNetwork(settings.variant))
+
+
+def checked(saved: Mapping[str, Any]) -> Settings:
+    """As they were saved. Raises TypeError or ValueError where no option could have led to them."""
+    settings = Settings(**saved)
+    AutoencoderOptions.model_validate(saved)
+    return settings

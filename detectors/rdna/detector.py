@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 from detectors.devices import choose_device, choose_precision, has_bf16, watched
 from detectors.heatmap import AtSentSize, smooth
-from detectors.images import Pixels, as_unit, square_rgb, stacked, unit
+from detectors.images import Pixels, as_unit, square_rgb, stacked
 from detectors.inference import Upload, made_fast
 from detectors.model_folder import read_network, save_network
 from detectors.presets import overridden
@@ -152,8 +152,8 @@ def choose_score(model: RdnaModel, held_out: Samples, seed: int, progress: Progr
     """Image AUROC of each score: held-out normals (N, S, S, 3) against synthetic anomalies on them."""
 
     def damaged(image: Pixels, random: Generator) -> Pixels:
-        changed, _ = defect(unit(image), held_out.textures, random)
-        return np.round(changed * 255).astype(np.uint8) if image.dtype == np.uint8 else changed
+        changed, _ = defect(image, held_out.textures, random)
+        return changed
 
     def score(image: Pixels) -> dict[str, float]:
         maps = model.maps(as_unit(held_out.upload.send(image[None]).here()))

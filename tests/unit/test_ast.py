@@ -307,7 +307,7 @@ def test_a_folder_whose_settings_are_not_its_weights_is_refused(edited: Callable
 
 def test_a_folder_of_another_kind_or_format_is_refused(edited: Callable[..., Path]) -> None:
     for settings in ({"kind": "autoencoder"}, {"format": 2}):
-        with pytest.raises(ModelRefused, match="not an AST model of format 1"):
+        with pytest.raises(ModelRefused, match="not a model of ast, format 1"):
             loaded(edited("rgb", **settings))
 
 

@@ -20,6 +20,7 @@ from detectors.rdna.networks import initialised
 from detectors.rdna.samples import Samples
 from detectors.rdna.training import History, Recipe, Run, train
 from detectors.textures import TextureSource, procedural
+from detectors.training import seeded
 from monitor.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -326,9 +327,10 @@ def test_the_held_out_loss_is_the_same_every_time_and_measuring_changes_nothing(
 def trained(
     folder: Path, textures: TextureSource | None = None, told: Callable[..., None] | None = None, **changed: Any
 ) -> tuple[RdnaModel, History]:
-    model = networks()
+    with seeded(CPU, "networks"):
+        model = networks()
     sets = samples(textures=textures), samples(seed=2, textures=textures)
-    history = train(model, *sets, recipe=recipe(**changed), folder=folder, seed=1, device=CPU, progress=told)
+    history = train(model, *sets, recipe=recipe(**changed), folder=folder, seed=1, device=CPU, progress=told or (lambda *_: None))
     return model, history
 
 
