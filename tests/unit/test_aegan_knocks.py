@@ -21,6 +21,7 @@ from monitor.judge import Judge
 from monitor.simulation.hums import Hum, HumFault, hum
 from monitor.types import ModelVersion, Sample, Scores
 
+pytestmark = pytest.mark.timeout(900)
 SECONDS, VARIETY, SEVERITY = 5.0, 0.3, 0.75
 PLACES = range(5)
 """Each a pump of its own that knocks at another time and pitch."""
