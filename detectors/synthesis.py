@@ -61,13 +61,16 @@ def synthetic(image: Pixels, textures: TextureSource, random: Generator) -> Synt
 
 
 def defect(image: Pixels, textures: TextureSource, random: Generator) -> tuple[Pixels, NDArray[np.bool_]]:
-    """A normal image (H, W, 3), uint8 or float32 in [0, 1], with one anomaly, and the mask (H, W) of where it is; never an empty one."""
-    height, width = image.shape[:2]
-    clean = unit(image)
+    """A normal image (H, W, 3), uint8 or float32 in [0, 1], with one defect in one place, and the mask (H, W) of where it is; never an empty one.
+
+    One connected piece of an anomaly mask: of all its pieces together every score finds some, and none can be told the better.
+    """
+    clean, (height, width) = unit(image), image.shape[:2]
     texture = painted(clean, textures, random)
     for _ in range(TRIES):
         mask = anomaly_mask(height, width, random)
         if mask.any():
+            mask, _ = _piece(mask, random)
             changed = blended(clean, texture, mask, random.uniform(LEAST_OPACITY, 1))
             return np.round(changed * 255).astype(np.uint8) if image.dtype == np.uint8 else changed, mask
     raise ValueError(f"an image of {image.shape} has no room for an anomaly")
@@ -140,17 +143,22 @@ def _patch(shape: tuple[int, ...], place: NDArray[np.intp], random: Generator) -
     """(H, W) in [0, 1]: one connected piece of an anomaly mask, softened, moved so that it lies on `place`; all 0 if there is none that fits."""
     height, width = shape
     mask = anomaly_mask(height, width, random)
-    pixels = np.argwhere(mask)
-    if not len(pixels):
+    if not mask.any():
         return np.zeros(shape, np.float32)
-    pixel = pixels[random.integers(len(pixels))]
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8))
-    piece = (labels == labels[tuple(pixel)]).astype(np.float32)
+    piece, pixel = _piece(mask, random)
     if not DENT[0] <= piece.mean() <= DENT[1]:
         return np.zeros(shape, np.float32)
     down, across = place - pixel
-    moved = cv2.warpAffine(piece, np.array([[1.0, 0, across], [0, 1.0, down]]), (width, height))
+    moved = cv2.warpAffine(piece.astype(np.float32), np.array([[1.0, 0, across], [0, 1.0, down]]), (width, height))
     return np.asarray(cv2.GaussianBlur(moved, (0, 0), 1.0), np.float32)
+
+
+def _piece(mask: NDArray[np.bool_], random: Generator) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    """A connected piece of a mask (H, W) that is not empty, the larger the likelier, and one of its pixels (row, column)."""
+    pixels = np.argwhere(mask)
+    pixel = pixels[random.integers(len(pixels))]
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8))
+    return labels == labels[tuple(pixel)], pixel
 
 
 def synthetic_auroc(

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.random import Generator
@@ -185,6 +186,7 @@ def test_defects_are_seeded_within_their_mask_and_never_missing(height: int, wid
         assert changed.min() >= 0
         assert changed.max() <= 1
         assert mask.any()
+        assert cv2.connectedComponents(mask.astype(np.uint8))[0] == 2  # with the background
         np.testing.assert_array_equal(changed[~mask], normal[~mask])
         sizes.append(mask.mean())
         changes.append(np.abs(changed - normal).max())
