@@ -47,9 +47,11 @@ class RdnaModel(nn.ModuleDict):
 
 
 def checked(saved: Mapping[str, Any]) -> Settings:
-    """As they were saved. Raises TypeError or ValueError where no option could have led to them."""
+    """As they were saved. Raises TypeError or ValueError where no training could have left them: also "auto", null, and "5" for 5."""
     settings = Settings(**saved)
-    RdnaOptions.model_validate(saved)
+    RdnaOptions.model_validate(saved, strict=True)
+    if None in saved.values() or settings.score not in SCORES:
+        raise ValueError(f"settings that no training leaves: {dict(saved)}")
     return settings
 
 
