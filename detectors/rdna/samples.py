@@ -21,7 +21,7 @@ HELD_OUT = 0
 """Stands where the number of an epoch, from 1, does."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
     """A batch on its way to the device: images (B, 3, S, S) with anomalies or not, without them, and masks (B, 1, S, S) of 0 and 1; fp32."""
 
@@ -33,7 +33,7 @@ class Drawn:
         return self.images.here(), self.clean.here(), self.masks.here()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Samples:
     """images: (N, S, S, 3) uint8, or float32 in [0, 1]; they stay on the CPU.
 
