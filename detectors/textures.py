@@ -25,7 +25,9 @@ def from_folder(folder: Path, side: int, seed: int) -> TextureSource:
     Reads them at once. Raises ConfigError where there is no folder, no image in it, or one that cannot be read.
     """
     paths = images_below(folder, MOST, seed)
-    images = np.stack([read_image(path, side) for path in paths])
+    images = np.empty((len(paths), side, side, 3), np.uint8)
+    for index, path in enumerate(paths):
+        images[index] = read_image(path, side)
     images.flags.writeable = False
 
     def draw(random: Generator) -> NDArray[np.uint8]:
@@ -61,7 +63,7 @@ def images_below(folder: Path, most: int, seed: int) -> list[Path]:
 
 
 def read_image(path: Path, side: int) -> NDArray[np.uint8]:
-    """(side, side, 3) RGB, whatever its aspect: area means where it shrinks, linear where it grows. Raises ConfigError."""
+    """(side, side, 3) RGB, whatever its aspect: area means where both sides shrink, else linear. Raises ConfigError."""
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
