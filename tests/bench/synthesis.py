@@ -3,7 +3,7 @@
     python tests/bench/synthesis.py [--side 256] [--seconds 6] [--rounds 60] [--threads 1 2] [--anomaly-source FOLDER]
 
 The floor is what cannot be left out: the image read and the sample, two planes of float32 and a mask, written once, at the rate of a copy.
-OpenCV's own threads are off, as in a training: the samples are drawn side by side.
+OpenCV's own threads are off: the samples are drawn side by side.
 """
 
 # ruff: noqa: T201 (a script that prints)
