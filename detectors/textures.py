@@ -14,17 +14,17 @@ from monitor.types import FloatArray
 TextureSource = Callable[[Generator], NDArray[np.uint8]]
 """Draws one texture (H, W, 3) RGB; what it gives is not to be written into."""
 
-MOST = 1000
-"""Images of a folder that are held in memory; at 256 px they take 200 MB."""
+MOST, MOST_BYTES = 1000, 1024**3
+"""Images of a folder that are held in memory at most, and their bytes; at 256 px a thousand take 200 MB."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 def from_folder(folder: Path, side: int, seed: int) -> TextureSource:
-    """The images in `folder` and all below it, at most MOST of them, each brought to side x side whatever its aspect.
+    """The images in `folder` and all below it, at most MOST of them in MOST_BYTES, each brought to side x side whatever its aspect.
 
     Reads them at once. Raises ConfigError where there is no folder, no image in it, or one that cannot be read.
     """
-    paths = images_below(folder, MOST, seed)
+    paths = images_below(folder, min(MOST, max(1, MOST_BYTES // (3 * side**2))), seed)
     images = np.empty((len(paths), side, side, 3), np.uint8)
     for index, path in enumerate(paths):
         images[index] = read_image(path, side)

@@ -16,7 +16,7 @@ from detectors.inference import Upload, made_fast
 from detectors.model_folder import read_network, save_network
 from detectors.presets import overridden
 from detectors.rdna.model import EXACT, RdnaModel, Settings, checked, named_scores
-from detectors.rdna.networks import initialised
+from detectors.rdna.networks import SIDES, initialised
 from detectors.rdna.options import PRESETS, SCORES, Preset, RdnaOptions
 from detectors.rdna.samples import Samples
 from detectors.rdna.training import History, Recipe, train
@@ -36,7 +36,7 @@ class Rdna:
 
     def __init__(self, options: RdnaOptions) -> None:
         self._options = options
-        self._preset: Preset = overridden(PRESETS[options.preset], options)
+        self._preset = resolved(options)
         self._model: RdnaModel | None = None
         self._upload: Upload | None = None
         self.device = ""
@@ -146,6 +146,14 @@ class Rdna:
             prepared.append(square_rgb(samples[index], self._preset.resolution))
             progress(phase, index + 1, len(samples), {})
         return stacked(prepared)
+
+
+def resolved(options: RdnaOptions) -> Preset:
+    """The preset, with what the options say instead. Raises ConfigError where they contradict each other."""
+    preset = overridden(PRESETS[options.preset], options)
+    if preset.batch_size == 1 and preset.resolution == SIDES:
+        raise ConfigError(f"batch_size: 1 leaves batch norm one value at {SIDES} pixels: expected at least 2, or a higher resolution")
+    return preset
 
 
 def choose_score(model: RdnaModel, held_out: Samples, seed: int, progress: Progress) -> dict[str, float]:

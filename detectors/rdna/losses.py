@@ -1,5 +1,7 @@
 """What the networks of RDNA are trained with; all in fp32. Images are (B, C, H, W), reconstructions the same (specification, section 4)."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -48,6 +50,11 @@ def deception(drawn: Tensor) -> Tensor:
 
 def _blurred(maps: Tensor) -> Tensor:
     channels = maps.shape[1]
-    weights = torch.tensor(gaussian_kernel(SIGMA, WINDOW // 2), dtype=maps.dtype, device=maps.device)
+    weights = _window(maps.device)
     down = functional.conv2d(maps, weights.view(1, 1, -1, 1).expand(channels, 1, -1, 1), padding=(WINDOW // 2, 0), groups=channels)
     return functional.conv2d(down, weights.view(1, 1, 1, -1).expand(channels, 1, 1, -1), padding=(0, WINDOW // 2), groups=channels)
+
+
+@lru_cache(maxsize=8)
+def _window(device: torch.device) -> Tensor:
+    return torch.tensor(gaussian_kernel(SIGMA, WINDOW // 2), dtype=torch.float32, device=device)

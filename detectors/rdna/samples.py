@@ -54,15 +54,18 @@ class Samples:
         return self._drawn(HELD_OUT, [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)])
 
     def _drawn(self, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[Drawn]:
-        threads = min(8, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads, thread_name_prefix="synthesis") as pool:
-            coming: deque[Future[Drawn]] = deque()
+        threads = min(8, len(os.sched_getaffinity(0)))
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="synthesis")
+        coming: deque[Future[Drawn]] = deque()
+        try:
             for places in batches:
                 coming.append(pool.submit(self._batch, epoch, places))
                 if len(coming) >= max(AHEAD, threads):
                     yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _batch(self, epoch: int, places: Sequence[int]) -> Drawn:
         drawn = [self._one(default_rng(SeedSequence(self.seed, spawn_key=(epoch, place)))) for place in places]

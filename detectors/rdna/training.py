@@ -31,6 +31,8 @@ from monitor.ports import Progress
 MILESTONES, FALL = (0.8, 0.9), 0.2
 HELD_OUT_SAMPLES = 64
 """By which the held-out loss is measured, at least."""
+CHECKPOINT_EVERY = 20.0
+"""Seconds from one checkpoint to the next at least, but for the last: at full width one is 1.2 GB, and an epoch may take seconds."""
 TEXTURES_COMPARED = 16
 """Of the texture source, when a checkpoint is found."""
 
@@ -145,6 +147,7 @@ class Run:
         found = checkpoint.read()
         history, best = (History(**found[0]), found[1]) if found else (History(), {})
         spent, started = history.seconds, time.monotonic()
+        written = started
         while history.epochs < recipe.epochs:
             figures = self.learn(training, history.epochs + 1)
             figures["held_out_loss"] = self.measure(held_out)
@@ -157,8 +160,11 @@ class Run:
             for name, value in figures.items():
                 getattr(history, name).append(value)
             history.seconds = spent + time.monotonic() - started
-            checkpoint.write(asdict(history), best)
-            progress("train", history.epochs, recipe.epochs, figures | {"best": history.best})
+            if time.monotonic() - written >= CHECKPOINT_EVERY or history.epochs == recipe.epochs:
+                checkpoint.write(asdict(history), best)
+                written = time.monotonic()
+            told = {name: value for name, value in figures.items() if name != "held_out_loss"}
+            progress("train", history.epochs, recipe.epochs, told | {"held_out": figures["held_out_loss"], "best": history.best})
         if best:
             networks.load_state_dict(best)
         networks.eval()

@@ -197,6 +197,7 @@ def short() -> Iterator[None]:
         for preset, settings in RDNA_PRESETS.items():
             patch.setitem(RDNA_PRESETS, preset, replace(settings, steps=8))
         patch.setattr(detectors.rdna.training, "HELD_OUT_SAMPLES", 8)
+        patch.setattr(detectors.rdna.training, "CHECKPOINT_EVERY", 0.0)
         patch.setitem(AEGAN_AD_PRESETS, "cpu", replace(AEGAN_AD_PRESETS["cpu"], steps=2))
         yield
 
