@@ -295,7 +295,8 @@ def test_it_finds_and_locates_a_square_in_a_colour_that_no_normal_image_has(monk
     assert after.values.min() > before.values.max()
     assert before.maps is not None
     assert after.maps is not None
+    found = 0
     for index, (one, other) in enumerate(zip(before.maps, after.maps, strict=True)):
         row, column = np.unravel_index(np.argmax(other - one), one.shape)
-        assert 1 <= row - 2 * index < 15
-        assert 15 <= column + 2 * index < 29
+        found += 1 <= row - 2 * index < 15 and 15 <= column + 2 * index < 29
+    assert found >= 4  # all 6 with this seed; 5 with one of five others, after so short a training
