@@ -2,8 +2,8 @@
 
     python -m detectors.contact_sheet IMAGES_FOLDER OUT.png [--anomaly-source FOLDER] [--side 256] [--count 8] [--seed 0]
 
-One row for each sample that carries an anomaly: the clean image, the same with the anomaly, its outline, the mask, and the texture before its three
-changes. Beside them one texture, and what each augmenter makes of it.
+One row for each sample that carries an anomaly: the clean image (three of ten are turned, as in a training), the same with the anomaly, its outline,
+the mask, and the texture before its three changes. Beside them, whatever the row: one texture, and what each augmenter makes of it.
 """
 
 import argparse
@@ -70,7 +70,8 @@ def _titled(tile: Texture, name: str) -> Texture:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m detectors.contact_sheet", description=(__doc__ or "").splitlines()[0])
+    described, _, columns = (__doc__ or "").strip().split("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m detectors.contact_sheet", description=described, epilog=columns)
     parser.add_argument("images", type=Path, metavar="IMAGES_FOLDER", help="normal images, also those in folders below")
     parser.add_argument("out", type=Path, metavar="OUT.png", help="the picture to write")
     parser.add_argument("--anomaly-source", type=Path, metavar="FOLDER", help="textures; without it they are drawn")
