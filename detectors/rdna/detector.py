@@ -51,7 +51,10 @@ class Rdna:
             raise ConfigError(f"training: {len(training)} training and {len(held_out)} held-out images: expected at least one of each")
         side = preset.resolution
         source = options.anomaly_source
-        textures = procedural(side, side) if source is None else from_folder(source, side, seed)
+        try:
+            textures = procedural(side, side) if source is None else from_folder(source, side, seed)
+        except ConfigError as error:
+            raise ConfigError(f"anomaly_source: {error}") from error
         learn = self._read(training, "prepare training", progress)
         spare = self._read(held_out, "prepare held-out", progress)
         with seeded(torch.device("cpu"), seed, "networks"):
@@ -153,6 +156,8 @@ def resolved(options: RdnaOptions) -> Preset:
     preset = overridden(PRESETS[options.preset], options)
     if preset.batch_size == 1 and preset.resolution == SIDES:
         raise ConfigError(f"batch_size: 1 leaves batch norm one value at {SIDES} pixels: expected at least 2, or a higher resolution")
+    if preset.score_window > preset.resolution:
+        raise ConfigError(f"score_window: {preset.score_window} does not fit into {preset.resolution} pixels: expected at most as many")
     return preset
 
 

@@ -46,9 +46,9 @@ class RdnaOptions(Options):
     """`paper`: the released settings, for a GPU. `cpu`: narrow networks on small images, half an hour for one category on two cores.
     Sets what is left open below."""
     width: int | None = Field(default=None, ge=4, le=256, multiple_of=2)
-    """Channels of the reconstructive network's first stage; the others begin with half of it. Time grows with its square. Paper 128, cpu 16."""
+    """Channels of the reconstructive network's first stage; the others begin with half of it. Even. Time grows with its square. Paper 128, cpu 16."""
     resolution: int | None = Field(default=None, ge=32, le=2048, multiple_of=32)
-    """Side in pixels to which images are resized. Paper 256, cpu 128."""
+    """Side in pixels to which images are resized, a multiple of 32. Paper 256, cpu 128."""
     anomaly_source: Path | None = None
     """Folder of pictures, the more varied the better, whose textures make the anomalies; needed in training only. Without it they are computed.
     Of more than 1000 the seed draws 1000; they are held in memory, 200 MB at 256 px."""

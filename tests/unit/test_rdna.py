@@ -214,10 +214,18 @@ def test_presets_are_the_published_one_and_a_small_one() -> None:
     assert Rdna(RdnaOptions(preset="paper", width=8, score_window=9)).prepare(sample(normals(1, 1)[0])).shape == (256, 256, 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"), [({"score_window": 33, "resolution": 32}, "score_window: 33"), ({"batch_size": 1, "resolution": 32}, "batch_size: 1")]
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        Rdna(RdnaOptions(**options))
+
+
 def test_a_training_without_images_or_textures_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:
     images = [sample(image) for image in normals(2, 1)]
     detector = Rdna(RdnaOptions(width=4, resolution=SIDE, anomaly_source=tmp_path / "missing"))
-    with pytest.raises(ConfigError, match="missing: no such folder of images"):
+    with pytest.raises(ConfigError, match=r"^anomaly_source: .*missing: no such folder of images"):
         detector.fit(images[:1], images[1:], tmp_path / "work", seed=1, device="cpu", progress=silent)
     for learn, spare in (([], images), (images, [])):
         with pytest.raises(ConfigError, match="at least one of each"):
