@@ -5,7 +5,7 @@
 
 A size is width x resolution. Its weights are random: speed does not depend on them. The three take turns in one run, with a large convolution and a
 large matrix product; the floor is what the multiply-accumulates, counted layer by layer, take at the highest rate of these in the precision of each
-layer (the last ones, and the one that compares an image with its reconstruction, stay fp32). Deviations are those of a trained model on all
+layer (of bf16 only the reconstruction has some, but for its last stage). Deviations are those of a trained model on all
 images in a folder and below it.
 """
 
