@@ -1,5 +1,6 @@
 """A sample's image as networks take it. Never rescaled per image, and 8 bit stays 8 bit until it is on the device."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monitor.errors import BadSample
+from monitor.ports import Progress
 from monitor.types import FloatArray, Sample
 
 Pixels = NDArray[Any]
@@ -32,6 +34,15 @@ def square_rgb(sample: Sample, side: int) -> Pixels:
     if small.shape[2] == 1:
         small = np.repeat(small, 3, axis=2)
     return np.ascontiguousarray(small)
+
+
+def read_square(samples: Sequence[Sample], side: int, phase: str, progress: Progress) -> Pixels:
+    """All of a training's samples, each as `square_rgb`: (N, side, side, 3) uint8, or float32 in [0, 1] if any is of 16 bit."""
+    prepared: list[Pixels] = []
+    for index in range(len(samples)):
+        prepared.append(square_rgb(samples[index], side))
+        progress(phase, index + 1, len(samples), {})
+    return stacked(prepared)
 
 
 def resize(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from detectors.autoencoder.options import PRESETS, AutoencoderOptions, Map, Pres
 from detectors.autoencoder.scores import dissimilarity, pixel_l1, top_mean
 from detectors.devices import choose_device, choose_precision, has_bf16, watched
 from detectors.heatmap import AtSentSize, smooth, with_border, without_border
-from detectors.images import Pixels, as_unit, square_rgb, stacked
+from detectors.images import Pixels, as_unit, read_square, square_rgb, stacked
 from detectors.inference import Arriving, Upload, made_fast
 from detectors.model_folder import read_network, save_network
 from detectors.presets import overridden
@@ -64,8 +64,8 @@ class Autoencoder:
         options, preset, place = self._options, self._preset, choose_device(device)
         if not training or not held_out:
             raise ConfigError(f"training: {len(training)} training and {len(held_out)} held-out images: expected at least one of each")
-        learn = self._read(training, "prepare training", progress)
-        spare = self._read(held_out, "prepare held-out", progress)
+        learn = torch.from_numpy(read_square(training, preset.resolution, "prepare training", progress)).permute(0, 3, 1, 2)
+        spare = torch.from_numpy(read_square(held_out, preset.resolution, "prepare held-out", progress)).permute(0, 3, 1, 2)
         with seeded(torch.device("cpu"), seed, "network"):
             network = AutoencoderNetwork(options.variant)
         if options.epochs is None:
@@ -158,14 +158,6 @@ class Autoencoder:
         strange = pixel_l1(images, reconstructions) if settings.map == "l1" else dissimilarity(images, reconstructions)
         maps = with_border(smooth(without_border(strange, settings.border), settings.smoothing), settings.border)
         return {name: value.cpu().numpy() for name, value in named.items()}, maps.cpu().numpy()
-
-    def _read(self, samples: Sequence[Sample], phase: str, progress: Progress) -> Tensor:
-        """(N, 3, S, S) uint8 or float32 in [0, 1], channels last, on the CPU."""
-        prepared: list[Pixels] = []
-        for index in range(len(samples)):
-            prepared.append(square_rgb(samples[index], self._preset.resolution))
-            progress(phase, index + 1, len(samples), {})
-        return torch.from_numpy(stacked(prepared)).permute(0, 3, 1, 2)
 
 
 def resolved(options: AutoencoderOptions) -> Preset:

@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 from detectors.devices import choose_device, choose_precision, has_bf16, watched
 from detectors.heatmap import AtSentSize, smooth
-from detectors.images import Pixels, as_unit, square_rgb, stacked
+from detectors.images import Pixels, as_unit, read_square, square_rgb, stacked
 from detectors.inference import Upload, made_fast
 from detectors.model_folder import read_network, save_network
 from detectors.presets import overridden
@@ -55,8 +55,8 @@ class Rdna:
             textures = procedural(side, side) if source is None else from_folder(source, side, seed)
         except ConfigError as error:
             raise ConfigError(f"anomaly_source: {error}") from error
-        learn = self._read(training, "prepare training", progress)
-        spare = self._read(held_out, "prepare held-out", progress)
+        learn = read_square(training, side, "prepare training", progress)
+        spare = read_square(held_out, side, "prepare held-out", progress)
         with seeded(torch.device("cpu"), seed, "networks"):
             model = RdnaModel(self._settings())
             initialised(model)
@@ -141,14 +141,6 @@ class Rdna:
             score_window=preset.score_window,
             smoothing=options.smoothing,
         )
-
-    def _read(self, samples: Sequence[Sample], phase: str, progress: Progress) -> Pixels:
-        """(N, S, S, 3) uint8, or float32 in [0, 1]."""
-        prepared: list[Pixels] = []
-        for index in range(len(samples)):
-            prepared.append(square_rgb(samples[index], self._preset.resolution))
-            progress(phase, index + 1, len(samples), {})
-        return stacked(prepared)
 
 
 def resolved(options: RdnaOptions) -> Preset:
