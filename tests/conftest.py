@@ -146,3 +146,16 @@ def mosquitto_with(mosquitto_new: Callable[..., Mosquitto]) -> Iterator[Callable
 def own_mosquitto(mosquitto_with: Callable[..., Mosquitto]) -> Mosquitto:
     """A broker of the test's own, which it may stop, kill and start."""
     return mosquitto_with()
+
+
+@pytest.fixture
+def one_seeded_thread() -> Iterator[None]:
+    """torch on one thread, which small networks like best, with random numbers that begin anew in each test."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """RDNA as a detector: scores by hand, maps, how the score is chosen, what it refuses, and that it finds what it never saw."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,14 +32,7 @@ SIDE = 32
 SETTINGS = Settings(width=4, resolution=SIDE, score="average_max", score_window=5, smoothing=0.0)
 
 
-@pytest.fixture(autouse=True)
-def one_seeded_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_seeded_thread")
 
 
 def sample(image: NDArray[Any], position: str = "1") -> Sample:

@@ -23,14 +23,7 @@ CHANNELS = {"reconstruction": (3,), "segmentation": (3, 3), "image discriminator
 """Of what each looks at."""
 
 
-@pytest.fixture(autouse=True)
-def one_seeded_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_seeded_thread")
 
 
 @pytest.fixture

@@ -29,14 +29,7 @@ RATE = 1e-2
 BOTH = {"adversarial_reconstruction": 0.5, "adversarial_segmentation": 0.3}
 
 
-@pytest.fixture(autouse=True)
-def one_seeded_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_seeded_thread")
 
 
 def recipe(**changed: Any) -> Recipe:
